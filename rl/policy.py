@@ -1,0 +1,67 @@
+"""Models: loading, saving, and the log-probabilities of given tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(name: str | Path) -> PreTrainedModel:
+    """A causal language model in eval mode (no dropout anywhere in `reason`): fp32 on CPU, bf16 on a GPU."""
+    on_gpu = torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(str(name), dtype=torch.bfloat16 if on_gpu else torch.float32)
+    return model.to("cuda" if on_gpu else "cpu").eval()
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; one without a pad token pads with its EOS (padding is always masked)."""
+    tokenizer = AutoTokenizer.from_pretrained(str(name))
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{name}: the tokenizer has no EOS token, so no completion could ever end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write an ordinary Hugging Face model folder. The caller makes it appear at once (a partial stage folder)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends a completion: the generation config's (it may list several) and the tokenizer's."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(dict.fromkeys(i for i in (*ids, tokenizer.eos_token_id) if i is not None))
+
+
+def token_logprobs(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    num_completion: int,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies of the last `num_completion` tokens of each row.
+
+    `input_ids`, `attention_mask`: (B, T), prompts left-padded and completions right-padded, so that the completions
+    start in one column. Returns two (B, num_completion) tensors in nats, under the distribution `softmax(logits /
+    temperature)`, the one the sampler drew from. Logits are made for the completion's positions only and in fp32.
+    """
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    logits = model(**arguments, position_ids=position_ids, logits_to_keep=num_completion + 1).logits[:, :-1]
+    log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)  # (B, num_completion, V)
+    targets = input_ids[:, -num_completion:].unsqueeze(-1)
+    logprobs = log_softmax.gather(-1, targets).squeeze(-1)
+    with torch.no_grad():
+        entropies = -(log_softmax.exp() * log_softmax).sum(-1)
+    return logprobs, entropies

@@ -1,0 +1,1 @@
+"""Samplers: token in, token out. One protocol, one file an engine."""
