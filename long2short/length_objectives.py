@@ -14,7 +14,7 @@ from rl.types import RolloutGroup
 LengthObjective = Callable[[Sequence[int], Sequence[bool]], list[float]]
 
 
-def kimi_length_rewards(lengths: Sequence[int], right: Sequence[bool], min_spread: int = 1) -> list[float]:
+def kimi_length_rewards(lengths: Sequence[int], right: Sequence[bool], min_spread: float = 1) -> list[float]:
     """Kimi k1.5's length reward (2501.12599, section 2.3.3), values in [−0.5, 0.5].
 
     λ = 0.5 − (len − min) / (max − min) over all k samples, right and wrong; a right answer gets λ, a wrong one

@@ -49,8 +49,9 @@ def training_rows(
 ) -> list[TrainingRow]:
     """Rows with their group's advantages.
 
-    Undecided rollouts leave the group before its baseline is taken. Groups without signal (all total rewards equal, or
-    fewer than two decided rollouts) give no rows, unless `keep_constant` (a KL term trains on them too). Groups with aborted samples are refused: their lengths are censored.
+    Undecided rollouts leave the group before its baseline is taken. Groups without signal (all total rewards equal)
+    give no rows, unless `keep_constant`: a KL term trains on them too. Groups with aborted samples are refused: their
+    lengths are censored.
     """
     rows = []
     for group in groups:
@@ -61,9 +62,7 @@ def training_rows(
             continue
         for rollout, advantage in zip(decided, advantage_rule(rewards), strict=True):
             completion = rollout.completion
-            rows.append(
-                TrainingRow(group.prompt_ids, completion.token_ids, completion.sampler_logprobs, advantage)
-            )
+            rows.append(TrainingRow(group.prompt_ids, completion.token_ids, completion.sampler_logprobs, advantage))
     return rows
 
 
@@ -106,10 +105,12 @@ def collate(rows: Sequence[TrainingRow], pad_token_id: int, device: torch.device
         return [[*values(row), *[0] * (num_completion - row.num_tokens)] for row in rows]
 
     return PolicyBatch(
-        input_ids=torch.tensor(padded(pad_token_id, lambda r: list(r.prompt_ids), lambda r: list(r.token_ids))).to(device),
-        attention_mask=torch.tensor(
-            padded(0, lambda r: [1] * len(r.prompt_ids), lambda r: [1] * r.num_tokens)
-        ).to(device),
+        input_ids=torch.tensor(padded(pad_token_id, lambda r: list(r.prompt_ids), lambda r: list(r.token_ids))).to(
+            device
+        ),
+        attention_mask=torch.tensor(padded(0, lambda r: [1] * len(r.prompt_ids), lambda r: [1] * r.num_tokens)).to(
+            device
+        ),
         completion_mask=torch.tensor(right_padded(lambda r: [1] * r.num_tokens)).to(device),
         sampler_logprobs=torch.tensor(right_padded(lambda r: list(r.sampler_logprobs)), dtype=torch.float32).to(device),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32).to(device),

@@ -35,6 +35,11 @@ FAULT_POINTS: tuple[str, ...] = (
     "pool.address",
     "pool.shard",
     "pool.verdicts",
+    # recipes/stages.py: summaries of what a stage made
+    "evaluate.summary",
+    "traces.summary",
+    "pairs.summary",
+    "merge.summary",
     # rl/grpo.py
     "grpo.step",  # before the rollouts of a step
     "grpo.update",  # gradients are there, the optimizer has not stepped
@@ -51,6 +56,7 @@ FAULT_POINTS: tuple[str, ...] = (
     "dpo.model",
     "merge.tensor",
     "merge.model",
+    "select.summary",
     "frontier.table",
     "frontier.png",
     "frontier.page",

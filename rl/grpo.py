@@ -29,7 +29,7 @@ from rl.batching import TrainingRow, collate, micro_batches, training_rows
 from rl.checkpoint import load_training_state, save_training_state
 from rl.faults import fault
 from rl.objectives import KLEstimator, clipped_surrogate, k3_corrected, kl_penalty
-from rl.policy import save_model, token_logprobs
+from rl.policy import pad_token_id, save_model, token_logprobs
 from rl.rewards import WeightedReward, score
 from rl.rollout import sample_groups
 from rl.runs import append_line, latest_checkpoint, rewind_lines, save_checkpoint, write_json
@@ -146,7 +146,14 @@ def train(
 
     def evaluate(step: int) -> DevScore:
         groups = sample_groups(
-            sampler, tokenizer, dev_problems, task, schedule.eval_samples, sampling, sample_seed(seed, "dev"), prompt_suffix
+            sampler,
+            tokenizer,
+            dev_problems,
+            task,
+            schedule.eval_samples,
+            sampling,
+            sample_seed(seed, "dev"),
+            prompt_suffix,
         )
         return dev_score(step, groups)
 
@@ -158,7 +165,14 @@ def train(
         started = time.perf_counter()
         chosen = draw_problems(problems, step, schedule.problems_per_step, seed)
         groups = sample_groups(
-            sampler, tokenizer, chosen, task, schedule.group_size, sampling, sample_seed(seed, "train", step), prompt_suffix
+            sampler,
+            tokenizer,
+            chosen,
+            task,
+            schedule.group_size,
+            sampling,
+            sample_seed(seed, "train", step),
+            prompt_suffix,
         )
         sampled = time.perf_counter()
         groups = shape([score(group, rewards) for group in groups], step)
@@ -166,7 +180,7 @@ def train(
         for minibatch in split_groups(groups, optim.updates_per_step, sample_seed(seed, "split", step)):
             rows = training_rows(minibatch, advantage_rule, keep_constant=kl_coefficient > 0)
             update_policy(
-                model, optimizer, rows, decided_tokens(minibatch), optim, sampling.temperature, tokenizer.pad_token_id,
+                model, optimizer, rows, decided_tokens(minibatch), optim, sampling.temperature, pad_token_id(tokenizer),
                 update, ref_model, kl_coefficient, kl_estimator,
             )  # fmt: skip
             sampler.policy_version += 1
@@ -218,7 +232,7 @@ def update_policy(
     num_tokens: int,
     optim: OptimSettings,
     temperature: float,
-    pad_token_id: int,
+    pad_id: int,
     metrics: UpdateMetrics,
     ref_model: PreTrainedModel | None = None,
     kl_coefficient: float = 0.0,
@@ -231,7 +245,7 @@ def update_policy(
     if not rows:
         return
     for chunk in micro_batches(rows, optim.micro_batch_tokens):
-        batch = collate(chunk, pad_token_id, model.device)
+        batch = collate(chunk, pad_id, model.device)
         policy_logprobs, entropies = token_logprobs(
             model, batch.input_ids, batch.attention_mask, batch.num_completion, temperature
         )
@@ -284,7 +298,13 @@ class _Run:
         optimizer: torch.optim.AdamW,
         prefer: Prefer,
     ) -> None:
-        self.folder, self.model, self.tokenizer, self.optimizer, self.prefer = folder, model, tokenizer, optimizer, prefer
+        self.folder, self.model, self.tokenizer, self.optimizer, self.prefer = (
+            folder,
+            model,
+            tokenizer,
+            optimizer,
+            prefer,
+        )
         self.step = 0
         self.scores: list[DevScore] = []
         self.kept: DevScore | None = None
@@ -293,9 +313,9 @@ class _Run:
     def resume(self) -> None:
         """Go back to the newest complete checkpoint, if there is one; later lines of metrics.jsonl are dropped."""
         found = latest_checkpoint(self.folder)
+        shutil.rmtree(self.folder / "best", ignore_errors=True)  # of a later step than the checkpoint, or torn
         if found is None:
             self.metrics_path.unlink(missing_ok=True)
-            shutil.rmtree(self.folder / "best", ignore_errors=True)
             return
         _, path = found
         state = load_training_state(path, self.model, self.optimizer)
@@ -303,7 +323,6 @@ class _Run:
         self.scores = [DevScore(**score) for score in state["scores"]]
         self.kept = DevScore(**state["kept"]) if state["kept"] else None
         if (path / "best").exists():
-            shutil.rmtree(self.folder / "best", ignore_errors=True)
             shutil.copytree(path / "best", self.folder / "best")
         rewind_lines(self.metrics_path, self.step)
 
@@ -336,7 +355,7 @@ class _Run:
         save_checkpoint(self.folder, self.step, write)
 
     def finish(self) -> None:
-        """Write the kept model (the last one if nothing was evaluated) and the summary; drop the checkpoints."""
+        """Write the kept model (the last one if nothing was evaluated) and the summary."""
         fault("grpo.model")
         model_folder = self.folder / "model"
         shutil.rmtree(model_folder, ignore_errors=True)
@@ -350,4 +369,3 @@ class _Run:
             "dev": [score.as_dict() for score in self.scores],
         }
         write_json(self.folder / "summary.json", summary, "grpo.summary")
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)

@@ -16,7 +16,7 @@ def load_model(name: str | Path) -> PreTrainedModel:
     """A causal language model in eval mode (no dropout anywhere in `reason`): fp32 on CPU, bf16 on a GPU."""
     on_gpu = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(str(name), dtype=torch.bfloat16 if on_gpu else torch.float32)
-    return model.to("cuda" if on_gpu else "cpu").eval()
+    return model.to(torch.device("cuda" if on_gpu else "cpu")).eval()  # pyright: ignore[reportArgumentType]
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -36,11 +36,23 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     tokenizer.save_pretrained(folder)
 
 
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills up rows; `load_tokenizer` made sure that there is one."""
+    assert isinstance(tokenizer.pad_token_id, int)
+    return tokenizer.pad_token_id
+
+
+def eos_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that ends a completion in training rows; `load_tokenizer` made sure that there is one."""
+    assert isinstance(tokenizer.eos_token_id, int)
+    return tokenizer.eos_token_id
+
+
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every id that ends a completion: the generation config's (it may list several) and the tokenizer's."""
+    """Every id that ends a sampled completion: the generation config's (it may list several) and the tokenizer's."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = configured if isinstance(configured, list) else [configured]
-    return tuple(dict.fromkeys(i for i in (*ids, tokenizer.eos_token_id) if i is not None))
+    ids = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    return tuple(dict.fromkeys([*ids, eos_token_id(tokenizer)]))
 
 
 def token_logprobs(

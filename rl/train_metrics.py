@@ -1,14 +1,14 @@
-"""What an RL step reports: about the rollouts, the update and the dev problems. Kept out of the loop so that it reads."""
+"""What an RL step reports: about the rollouts, the update, the dev problems. Apart from the loop, so that it reads."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 
+from rl.evaluate import count_words
 from rl.rewards import mean_parts
 from rl.tasks.base import Task
 from rl.types import FinishReason, RolloutGroup
@@ -54,7 +54,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], task: Task) -> dict[str, flo
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     decided = [rollout for rollout in rollouts if rollout.verdict.decided]
     lengths = np.array([rollout.num_tokens for rollout in rollouts])
-    words = [count_words(rollout.completion.text, task.reflection_words) for rollout in rollouts]
+    words = [sum(count_words(r.completion.text, task.reflection_words).values()) for r in rollouts]
     return {
         "reward": float(np.mean([rollout.reward for rollout in decided])) if decided else float("nan"),
         "accuracy": float(np.mean([rollout.right for rollout in decided])) if decided else float("nan"),
@@ -68,13 +68,6 @@ def rollout_metrics(groups: Sequence[RolloutGroup], task: Task) -> dict[str, flo
         "signal_share": float(np.mean([max(group.rewards) > min(group.rewards) for group in groups])),
         "reflection_words": float(np.mean(words)),
     }
-
-
-def count_words(text: str, words: Sequence[str]) -> int:
-    """Occurrences of whole words, case ignored: `count_words("Wait. I wait", ("wait",)) == 2`."""
-    if not words:
-        return 0
-    return len(re.findall(rf"\b(?:{'|'.join(map(re.escape, words))})\b", text, re.IGNORECASE))
 
 
 @dataclass(slots=True)

@@ -79,8 +79,9 @@ class Completion:
     """What the sampler returned for one prompt: token in, token out.
 
     `token_ids` are the sampled tokens, with the EOS token when the model ended by itself, without prompt or padding;
-    `len(token_ids)` is *the* length of a completion everywhere in `reason`. `sampler_logprobs[t]` is the log-probability
-    (nats) of `token_ids[t]` under the sampler's processed distribution: at its temperature, after top-p.
+    `len(token_ids)` is *the* length of a completion everywhere in `reason`. `sampler_logprobs[t]` is the
+    log-probability (nats) of `token_ids[t]` under the sampler's processed distribution: at its temperature, after
+    top-p.
 
     Example: `Completion("4</think>4", (7, 3, 7, 1), (-0.1, -0.2, 0.0, 0.0), FinishReason.STOP)`, `num_tokens` 4.
     """

@@ -45,7 +45,11 @@ def test_working_examples():
 def test_the_misremembered_share_is_what_it_says_and_fixed():
     for operation, share in tiny.MISREMEMBERED.items():
         facts = [(a, b) for a in range(100) for b in (range(2, 10) if operation == "*" else range(100))]
-        wrong = [fact for fact in facts if tiny.recall(fact[0], operation, fact[1]) != tiny.apply(fact[0], operation, fact[1])]
+        wrong = [
+            fact
+            for fact in facts
+            if tiny.recall(fact[0], operation, fact[1]) != tiny.apply(fact[0], operation, fact[1])
+        ]
         assert len(wrong) / len(facts) == pytest.approx(share, abs=0.05)
         assert all(tiny.recall(a, operation, b) % 10 == tiny.apply(a, operation, b) % 10 for a, b in wrong)
 
@@ -62,7 +66,7 @@ def test_splits_are_disjoint_stable_and_of_the_wanted_size():
 def test_checked_steps_repair_what_plain_steps_slip_on():
     rng = random.Random(0)
     problems = tiny.problems("train", 300)
-    right = {style: 0 for style in ("plain", "careful")}
+    right = dict.fromkeys(("plain", "careful"), 0)
     for p in problems:
         for style in right:
             text = tiny.demonstrate(p, style, rng, check_share=1.0)

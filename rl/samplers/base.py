@@ -28,7 +28,9 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}; use a small one to be nearly greedy")
+            raise ValueError(
+                f"temperature must be above 0, got {self.temperature}; use a small one to be nearly greedy"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.max_tokens < 1:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from rl.policy import stop_token_ids
+from rl.policy import pad_token_id, stop_token_ids
 from rl.samplers.base import SampleRequest, SamplingSettings
 from rl.types import Completion, FinishReason
 
@@ -56,7 +56,7 @@ class TransformersSampler:
         stop_ids = torch.tensor(stop_token_ids(self.model, self.tokenizer), device=device)
         uniforms = torch.from_numpy(_uniforms([r.seed for r in requests], settings.max_tokens)).to(device)  # (B, T)
         width = max(len(request.prompt_ids) for request in requests)
-        pad = self.tokenizer.pad_token_id
+        pad = pad_token_id(self.tokenizer)
         ids = torch.tensor([[pad] * (width - len(r.prompt_ids)) + list(r.prompt_ids) for r in requests], device=device)
         mask = torch.tensor(
             [[0] * (width - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in requests], device=device
@@ -117,9 +117,7 @@ def _uniforms(seeds: list[int], count: int) -> np.ndarray:
     return np.stack([np.random.Generator(np.random.Philox(key=seed)).random(count, np.float32) for seed in seeds])
 
 
-def draw(
-    logits: torch.Tensor, uniforms: torch.Tensor, settings: SamplingSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(logits: torch.Tensor, uniforms: torch.Tensor, settings: SamplingSettings) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token a row by inverting the cumulative distribution at `uniforms` (B,).
 
     Returns ids and log-probs, (B,) each, under `softmax(logits / temperature)` cut to the smallest set of tokens with

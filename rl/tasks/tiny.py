@@ -108,7 +108,7 @@ def make_problem(index: int, levels: Sequence[int], seed: str = "tiny") -> Probl
 
 
 def problems(split: str, count: int, levels: Sequence[int] = (2, 3, 4)) -> list[Problem]:
-    """The first `count` distinct problems of a split ("train", "dev" or "test"); splits are disjoint by construction."""
+    """The first `count` distinct problems of a split ("train", "dev", "test"); splits are disjoint by construction."""
     found: dict[str, Problem] = {}
     index = 0
     while len(found) < count:

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rl.policy import eos_token_id, pad_token_id
 from rl.tasks.tiny import demonstrations
 from rl.types import Problem
 
@@ -59,14 +60,14 @@ def make_model(hidden: int, layers: int, heads: int, tokenizer: PreTrainedTokeni
         num_attention_heads=heads,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad_token_id(tokenizer),
+        eos_token_id=eos_token_id(tokenizer),
         bos_token_id=None,
         dtype="float32",
     )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True, temperature=1.0
+        eos_token_id=eos_token_id(tokenizer), pad_token_id=pad_token_id(tokenizer), do_sample=True, temperature=1.0
     )
     return model
 
@@ -76,10 +77,10 @@ def _batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]]:
     """(input_ids, attention_mask, labels), each (B, T), right-padded, and the loss's denominator.
 
-    Eight batches at a time are sorted by length to save padding. The denominator is their mean number of trained tokens:
-    a batch's own would give every token of a short guess ten times the weight of a token of a long check.
+    Eight batches at a time are sorted by length to save padding. The denominator is their mean number of trained
+    tokens: a batch's own would give every token of a short guess ten times the weight of a token of a long check.
     """
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    eos, pad = eos_token_id(tokenizer), pad_token_id(tokenizer)
     while True:
         drawn = [next(stream) for _ in range(8 * batch_size)]
         prompts = tokenizer([f"<|user|>{problem.text}<|assistant|><think>" for problem, _ in drawn])["input_ids"]

@@ -1,0 +1,437 @@
+"""The `reason` command: parse, check, call one function. Imports no torch before a command needs it.
+
+Exit codes: 0 done, 2 usage or recipe, 3 the doctor found a defect, 4 the run failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from recipes.direct import Draw, ProblemSet
+    from recipes.schema import Recipe
+
+EXIT_USAGE, EXIT_DEFECT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 3, 4, 130
+
+
+class Door(TyperGroup):
+    """Turns what a command raises into a message on stderr (with --json also an object on stdout) and an exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["reason.json"] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        as_json = bool(ctx.meta["reason.json"])
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # typer ends these quietly: `reason recipes schema | head`
+            raise
+        except KeyboardInterrupt:
+            _fail("interrupted; run the same command to go on", EXIT_INTERRUPTED, as_json)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            _fail(*_explain(error), as_json)
+
+
+def _fail(message: str, code: int, as_json: bool) -> NoReturn:
+    from recipes.console import one_screen, say, show
+
+    say(one_screen(message))
+    if as_json:
+        show({"error": message, "exit_code": code}, "", as_json)
+    raise typer.Exit(code)
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """The message and the exit code for what a command raised."""
+    from rl.problems import BadProblems
+    from rl.runs import DamagedFolder, RunLocked
+
+    if isinstance(error, RunLocked | DamagedFolder):
+        return str(error), EXIT_FAILED
+    if isinstance(error, BadProblems | ValueError):  # every user error of the house is a ValueError; RecipeError is one
+        return str(error) or type(error).__name__, EXIT_USAGE
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename}" if error.filename else str(error), EXIT_FAILED
+    return f"{type(error).__name__}: {error}", EXIT_FAILED
+
+
+app = typer.Typer(
+    name="reason",
+    help="Makes small models reason, and then makes them reason briefly.",
+    no_args_is_help=True,
+    cls=Door,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="List, show and check recipes; print their JSON schema.")
+app.add_typer(recipes_app, name="recipes")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a YAML file.")
+]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a hub id (org/name).")]
+ProblemsArgument = Annotated[
+    str, typer.Argument(metavar="PROBLEMS", help="`tiny`, or a JSONL file with question and answer.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as teacher.steps=5. May be repeated."),
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Root seed, instead of the recipe's.")]
+RootSeedOption = Annotated[int, typer.Option("--seed", min=0, help="Root seed.")]
+RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="train, dev, test or all  [default: all; test for tiny]")
+]
+CountOption = Annotated[int | None, typer.Option("--count", min=1, help="At most this many problems.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="Softmax temperature, above 0.")]
+TopPOption = Annotated[float, typer.Option("--top-p", help="Nucleus share, in (0, 1].")]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest completion in tokens.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Completions generated at once.")]
+SuffixOption = Annotated[str, typer.Option("--prompt-suffix", help="Appended to every question.")]
+RUNS = Path("runs")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"reason {version('reason')}")
+        except PackageNotFoundError:
+            print("reason (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def _reason(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- recipes that run ------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    stage: Annotated[
+        str | None, typer.Argument(metavar="STAGE", help="Only this stage and what it needs.", show_default=False)
+    ] = None,
+    overrides: SetOption = None,
+    seed: SeedOption = None,
+    runs: RunsOption = RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Run everything in a recipe, or up to a stage; what is finished is reused."""
+    loaded = _load(recipe, overrides, seed)
+    _run(loaded, None if stage is None else [loaded.stage(stage).name], runs, as_json)
+
+
+@app.command()
+def rl(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    seed: SeedOption = None,
+    runs: RunsOption = RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the reinforcement learning of a recipe (grpo stages) and what it needs."""
+    _run_part("rl", recipe, overrides, seed, runs, as_json)
+
+
+@app.command()
+def distill(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    seed: SeedOption = None,
+    runs: RunsOption = RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the distillation of a recipe (traces, and sft on them) and what it needs."""
+    _run_part("distill", recipe, overrides, seed, runs, as_json)
+
+
+@app.command()
+def long2short(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    seed: SeedOption = None,
+    runs: RunsOption = RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the shortening of a recipe (merge, shortest, dpo, length_rl, select, frontier) and what it needs."""
+    _run_part("long2short", recipe, overrides, seed, runs, as_json)
+
+
+def _load(recipe: str, overrides: list[str] | None, seed: int | None) -> Recipe:
+    from recipes.schema import load_recipe
+
+    return load_recipe(recipe, overrides or (), seed)
+
+
+def _run_part(
+    word: Literal["rl", "distill", "long2short"],
+    recipe: str,
+    overrides: list[str] | None,
+    seed: int | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    loaded = _load(recipe, overrides, seed)
+    _run(loaded, loaded.part(word), runs, as_json)
+
+
+def _run(recipe: Recipe, targets: list[str] | None, runs: Path, as_json: bool) -> None:
+    from recipes.console import open_report, run_result, show
+    from recipes.runner import StageFailed, run_recipe
+    from recipes.stages import METHODS
+    from rl.problems import BadProblems, read_problems
+
+    if recipe.problems.source != "tiny":
+        read_problems(recipe.path.parent / recipe.problems.source)  # bad rows are refused before anything runs
+    try:
+        with open_report() as report:
+            results = run_recipe(recipe, root=runs, methods=METHODS, report=report, targets=targets)
+    except StageFailed as failure:
+        if isinstance(failure.__cause__, BadProblems):
+            raise failure.__cause__ from None
+        _fail(f"{failure}\n{_where_to_look(failure, runs / recipe.name)}", EXIT_FAILED, as_json)
+    else:
+        show(*run_result(recipe.name, recipe.seed, results), as_json)
+
+
+def _where_to_look(failure: Any, folder: Path) -> str:
+    """Keeps the traceback beside the stage's partial folder, and names both."""
+    partial = sorted(folder.glob(f"{failure.stage}-*.partial"), key=lambda path: path.stat().st_mtime)
+    lines = [f"what it wrote: {partial[-1]}"] if partial else []
+    log = folder / f"{failure.stage}.error.txt"
+    try:
+        log.write_text("".join(traceback.format_exception(failure.__cause__)), encoding="utf-8")
+        lines.append(f"traceback:     {log}")
+    except OSError:  # the disk may be what failed
+        lines.append("traceback:     could not be written")
+    return "\n".join([*lines, "the same command goes on from there"])
+
+
+# --- models and pools without a recipe -------------------------------------------------------------------------------
+
+
+@app.command()
+def sample(
+    model: ModelArgument,
+    problems: ProblemsArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="POOL", help="Folder of the pool; a killed fill goes on.")],
+    samples: Annotated[int, typer.Option("--samples", "-k", min=1, help="Completions per problem.")] = 8,
+    split: SplitOption = None,
+    count: CountOption = None,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    max_tokens: MaxTokensOption = 256,
+    batch_size: BatchOption = 256,
+    prompt_suffix: SuffixOption = "",
+    seed: RootSeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Fill a pool: k judged completions of each problem."""
+    from recipes.console import show
+    from recipes.direct import Draw, check_model, problem_set
+
+    draw = Draw(samples, temperature, top_p, max_tokens, batch_size, seed, prompt_suffix)
+    name, chosen = check_model(model), problem_set(problems, split, count)
+    groups = _fill(name, chosen, out, draw)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    value = {
+        "pool": str(out),
+        "num_problems": len(groups),
+        "samples": samples,
+        "right": sum(rollout.right for rollout in rollouts),
+        "tokens": sum(rollout.num_tokens for rollout in rollouts),
+    }
+    text = (
+        f"{len(groups)} problems x {samples} samples in {out}: {value['right'] / len(rollouts):.1%} right, "
+        f"{value['tokens'] / len(rollouts):.1f} tokens on average"
+    )
+    show(value, text, as_json)
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    problems: ProblemsArgument,
+    samples: Annotated[int, typer.Option("--samples", "-k", min=1, help="Completions per problem.")] = 4,
+    out: Annotated[Path | None, typer.Option("--out", metavar="POOL", help="Keep the pool in this folder.")] = None,
+    parent: Annotated[
+        Path | None, typer.Option("--parent", metavar="POOL", help="Pool of the model to compare with, same problems.")
+    ] = None,
+    split: SplitOption = None,
+    count: CountOption = None,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    max_tokens: MaxTokensOption = 256,
+    batch_size: BatchOption = 256,
+    prompt_suffix: SuffixOption = "",
+    seed: RootSeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a model on problems: accuracy and tokens with 95 % intervals."""
+    from tempfile import TemporaryDirectory
+
+    from recipes import direct
+    from recipes.console import show, summary_text
+
+    draw = direct.Draw(samples, temperature, top_p, max_tokens, batch_size, seed, prompt_suffix)
+    name, chosen = direct.check_model(model), direct.problem_set(problems, split, count)
+    parent_pool = None if parent is None else direct.pool_folder(parent)
+    with TemporaryDirectory(prefix="reason-") as temporary:
+        groups = _fill(name, chosen, out or Path(temporary), draw)
+        summary, difference = direct.evaluate(groups, chosen, parent_pool)
+    value = {"model": model, "problems": problems, "pool": None if out is None else str(out), "summary": summary}
+    show(value | {"difference": difference}, summary_text(summary, difference), as_json)
+
+
+def _fill(model: str, chosen: ProblemSet, out: Path, draw: Draw) -> Any:
+    from recipes.console import open_report
+    from recipes.direct import sample as fill
+
+    with open_report() as report:
+        return fill(
+            model, chosen, out, draw, lambda done, total: report.stage_progress("sampling", done, total, "completions")
+        )
+
+
+@app.command()
+def frontier(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Run a recipe's frontier stages.", show_default=False)
+    ] = None,
+    arms: Annotated[
+        list[str] | None, typer.Option("--arm", metavar="NAME=POOL", help="Instead of a recipe: a pool. Repeat it.")
+    ] = None,
+    parent: Annotated[str | None, typer.Option("--parent", help="With --arm: the arm to compare with.")] = None,
+    problems: Annotated[str, typer.Option("--problems", help="With --arm: the problems of the pools.")] = "tiny",
+    split: SplitOption = None,
+    count: CountOption = None,
+    overrides: SetOption = None,
+    seed: SeedOption = None,
+    runs: RunsOption = RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Finish and print the accuracy-token frontier of a recipe, or of pools."""
+    if (recipe is None) == (not arms):
+        raise typer.BadParameter("give either a RECIPE or --arm NAME=POOL (repeated) with --parent NAME")
+    if recipe is not None:
+        loaded = _load(recipe, overrides, seed)
+        names = [stage.name for stage in loaded.stages.values() if stage.method == "frontier"]
+        if not names:
+            raise ValueError(f"recipe {loaded.name} has no frontier stage")
+        _run(loaded, names, runs, as_json)
+        return
+    from recipes import direct
+    from recipes.console import frontier_text, show
+
+    pools: dict[str, Path] = {}
+    for text in arms or ():
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder) or name in pools:
+            raise typer.BadParameter(f"--arm {text}: write each as NAME=POOL, with different names")
+        pools[name] = direct.pool_folder(folder)
+    if parent not in pools:
+        raise typer.BadParameter(f"--parent must be one of the arms ({', '.join(pools)})")
+    value = direct.frontier(pools, parent, direct.problem_set(problems, split, count))
+    show(value, frontier_text(value), as_json)
+
+
+# --- recipes and the machine -----------------------------------------------------------------------------------------
+
+
+@recipes_app.callback(invoke_without_command=True)
+def _recipes(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    if ctx.invoked_subcommand is None:
+        list_recipes(as_json)
+
+
+@recipes_app.command("list")
+def list_recipes(as_json: JsonOption = False) -> None:
+    """The recipes that come with `reason`."""
+    from recipes.console import columns, show
+    from recipes.schema import load_recipe, shipped_recipes
+
+    found = [load_recipe(path) for path in shipped_recipes().values()]
+    value = [
+        {"name": path.stem, "description": recipe.description, "path": str(recipe.path), "stages": recipe.stage_names()}
+        for path, recipe in zip(shipped_recipes().values(), found, strict=True)
+    ]
+    rows = [[item["name"], str(len(item["stages"])), item["description"]] for item in value]
+    show({"recipes": value}, columns(["recipe", "stages", ""], rows) if rows else "no recipes are shipped", as_json)
+
+
+@recipes_app.command("show")
+def show_recipe(
+    recipe: RecipeArgument, overrides: SetOption = None, seed: SeedOption = None, as_json: JsonOption = False
+) -> None:
+    """A recipe with every default filled in."""
+    import yaml
+
+    from recipes.console import show
+
+    value = _load(recipe, overrides, seed).to_json()
+    show(value, yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120), as_json)
+
+
+@recipes_app.command("schema")
+def schema() -> None:
+    """The JSON schema of a recipe, for editors."""
+    import json
+
+    from recipes.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@recipes_app.command("validate")
+def validate(
+    path: RecipeArgument, overrides: SetOption = None, seed: SeedOption = None, as_json: JsonOption = False
+) -> None:
+    """Check a recipe and everything it names, without running it."""
+    from recipes.console import show
+
+    loaded = _load(path, overrides, seed)
+    names = loaded.stage_names()
+    show({"recipe": loaded.name, "valid": True, "stages": names}, f"{loaded.name}: {len(names)} stages, valid", as_json)
+
+
+@app.command()
+def doctor(runs: RunsOption = RUNS, as_json: JsonOption = False) -> None:
+    """What works on this machine: versions, devices, folders. Exit code 3 if something is broken."""
+    from dataclasses import asdict
+
+    from recipes.console import columns, show
+    from recipes.doctor import examine
+
+    checks = examine(runs)
+    defects = sum(check.status == "defect" for check in checks)
+    table = columns(["check", "", "found"], [[check.name, check.status, check.detail] for check in checks])
+    verdict = f"{defects} defects" if defects else "no defect"
+    show({"checks": [asdict(check) for check in checks], "defects": defects}, f"{table}\n\n{verdict}", as_json)
+    if defects:
+        raise typer.Exit(EXIT_DEFECT)
+
+
+def main() -> None:
+    """The entry point of the `reason` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Distillation: a teacher's correct completions become traces, and a student is fine-tuned on them."""

@@ -1,0 +1,1 @@
+"""Recipes: their YAML files, the loader and schema that check them, the runner and the stages it runs."""

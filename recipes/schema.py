@@ -1,0 +1,440 @@
+"""From a recipe file to a checked `Recipe`: keys, overrides, references between stages, and what is on the disk.
+
+    recipe = load_recipe("tiny", overrides=["teacher.steps=5"], seed=1)
+    recipe.stages["teacher"].config.steps   # 5
+    recipe.stages["teacher"].references()   # [Reference(kind="folder", ref="./models/tiny-base", ...)]
+
+Everything that can be known before anything runs is checked here, without torch, in milliseconds. What is wrong is
+listed together, each with its file, line, key and likely spelling (`recipes.loader.RecipeError`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from recipes.explain import explain, listed, override, split_key
+from recipes.loader import Document, Fault, RecipeError, describe, likely, read_recipe_file
+from recipes.methods import (
+    METHOD_KEYS,
+    AnyStage,
+    Count,
+    Evaluate,
+    Frontier,
+    Grpo,
+    Keys,
+    Level,
+    Pairs,
+    Pretrain,
+    Sample,
+    SamplingKeys,
+    Sft,
+    Shortest,
+    StageKeys,
+    Temperature,
+    TopP,
+)
+
+RECIPES_FOLDER = Path(__file__).resolve().parent
+RESERVED = ("name", "description", "seed", "problems", "sampling", "stages")
+TINY_LEVELS = (2, 3, 4)
+
+StageName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+
+
+class Problems(Keys):
+    """The problem set and how much of each of its splits is used."""
+
+    source: Annotated[str, Field(min_length=1, max_length=1000)]
+    """`tiny`, or a JSONL file (question, answer): a path that starts with ./ ../ or /, relative to the recipe."""
+    levels: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None
+    """Difficulty levels, tiny only [2, 3, 4]."""
+    train: Count = 4000
+    """At most this many train problems."""
+    dev: Count = 200
+    """At most this many dev problems: checkpoints, weights and models are chosen on these."""
+    test: Count = 400
+    """At most this many test problems: the frontier is computed on these."""
+    prompt_suffix: Annotated[str, Field(max_length=10_000)] = ""
+    """Appended to every question in the user turn."""
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        if self.source != "tiny" and not _is_path(self.source):
+            hint = f"; did you mean ./{self.source}?" if "." in self.source else likely(self.source, ["tiny"])
+            yield "source", f"must be tiny or a path that starts with ./ ../ or /, not {self.source[:40]!r}{hint}"
+        if self.source != "tiny" and self.levels is not None:
+            yield "levels", "only the tiny world has levels; remove this key"
+
+
+class Sampling(Keys):
+    """How completions are sampled, unless a stage says otherwise."""
+
+    temperature: Temperature = 1.0
+    """Softmax temperature."""
+    top_p: TopP = 1.0
+    """Nucleus share; RL needs 1."""
+    max_tokens: Count = 256
+    """Longest completion in tokens, think and EOS included."""
+    batch_size: Count = 256
+    """Completions generated at once."""
+
+
+class RecipeFile(Keys):
+    """A `reason` recipe: named stages, each with a method, run in the order in which they are written."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    """Name of the recipe, also of its folder of runs."""
+    description: Annotated[str, Field(max_length=1000)] = ""
+    """One sentence for `reason recipes list`."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Root seed; every other seed is derived from it."""
+    problems: Problems
+    """Where the problems come from."""
+    sampling: Sampling = Sampling()
+    """Defaults for every stage that samples."""
+    stages: Annotated[dict[StageName, Annotated[AnyStage, Field(discriminator="method")]], Field(min_length=1)]
+    """The stages by name. A stage may only name stages that are written before it."""
+
+
+# --- the checked recipe ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Something that a stage reads.
+
+    Example: `Reference("stage", "teacher", key="model", wants="model")`,
+    `Reference("folder", "./models/base", "model", "model", Path("/home/me/models/base"))`.
+    """
+
+    kind: Literal["stage", "folder", "hub", "file"]
+    ref: str  # as written in the recipe; for a stage its name
+    key: str  # the key of the stage that names it: "model", "arms.base", "candidates[0]", "problems.source"
+    wants: str  # what it must be: model, pool, traces, pairs, evaluation, problems
+    path: Path | None = None  # absolute, for a folder or a file
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of a checked recipe. `config` has every default filled in, those from `sampling` and `problems` too."""
+
+    name: str
+    config: Any  # one of the classes of recipes/methods.py, told apart by `method`
+    inputs: tuple[Reference, ...]
+    hidden: bool = False  # an evaluation that a frontier stage expanded into, named `<frontier>.<arm>`
+
+    @property
+    def method(self) -> str:
+        return self.config.method
+
+    @property
+    def makes(self) -> str | None:
+        """What other stages can read from this one: model, pool, traces, pairs, evaluation, frontier."""
+        return self.config.MAKES
+
+    def references(self) -> list[Reference]:
+        return list(self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe that can be run: every reference leads somewhere, every key is filled in."""
+
+    name: str
+    seed: int
+    path: Path  # the recipe file, absolute; relative references start from its folder
+    description: str
+    problems: Problems
+    sampling: Sampling
+    stages: dict[str, Stage]  # in running order, the hidden ones before the frontier they belong to
+
+    def stage_names(self) -> list[str]:
+        """The names of the stages as written in the file, without the hidden ones."""
+        return [stage.name for stage in self.stages.values() if not stage.hidden]
+
+    def stage(self, name: str) -> Stage:
+        if name not in self.stages:
+            known = self.stage_names()
+            hint = likely(name, self.stages) or f"; its stages are {listed(known)}"
+            raise RecipeError(f"there is no stage {name[:64]!r} in recipe {self.name}{hint}", self.path.name)
+        return self.stages[name]
+
+    def with_needs(self, names: Iterable[str]) -> list[Stage]:
+        """The named stages and everything they read, directly or not, in running order."""
+        wanted: set[str] = set()
+        waiting = [self.stage(name) for name in names]
+        while waiting:
+            stage = waiting.pop()
+            if stage.name not in wanted:
+                wanted.add(stage.name)
+                waiting += [self.stages[read.ref] for read in stage.inputs if read.kind == "stage"]
+        return [stage for stage in self.stages.values() if stage.name in wanted]
+
+    def part(self, word: Literal["rl", "distill", "long2short"]) -> list[str]:
+        """The names of the stages that a command names, without what they need; RecipeError if there is none.
+
+        rl: grpo. distill: traces and the sft on them. long2short: merge, shortest and the sft on it, pairs, dpo,
+        length_rl, select, frontier.
+        """
+        methods = {
+            "rl": {"grpo"},
+            "distill": {"traces"},
+            "long2short": {"merge", "shortest", "pairs", "dpo", "length_rl", "select", "frontier"},
+        }
+        reads = {"rl": "", "distill": "traces", "long2short": "shortest"}[word]
+        names = []
+        for stage in self.stages.values():
+            of_sft = isinstance(stage.config, Sft) and self.stages[stage.config.traces].method == reads
+            if stage.method in methods[word] or of_sft:
+                names.append(stage.name)
+        if not names:
+            raise RecipeError(f"recipe {self.name} has no {word} stage", self.path.name)
+        return names
+
+    def identity(self, stage: Stage) -> dict[str, Any]:
+        """Everything in the recipe that changes what a stage makes, except what it reads, as plain JSON values.
+
+        What it reads is identified by content (`stage.references()`), so neither names nor folders count here, and
+        `--set problems.test=50` leaves a stage that never sees test problems as it was.
+        """
+        config = stage.config.model_dump(mode="json", exclude=set(stage.config.REFERENCES))
+        identity: dict[str, Any] = {"seed": self.seed, "config": config}
+        if splits := stage.config.splits():
+            identity["problems"] = {
+                "source": "tiny" if self.problems.source == "tiny" else "file",
+                "levels": list(self.problems.levels or ()),
+                "prompt_suffix": self.problems.prompt_suffix,
+                "at_most": {split: getattr(self.problems, split) for split in splits},
+            }
+        if isinstance(stage.config, SamplingKeys) and stage.method != "frontier":
+            identity["batch_size"] = self.sampling.batch_size  # batch composition changes the bits of logits
+        return identity
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved recipe: every default filled in."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "seed": self.seed,
+            "problems": self.problems.model_dump(mode="json"),
+            "sampling": self.sampling.model_dump(mode="json"),
+            "stages": {
+                stage.name: stage.config.model_dump(mode="json") for stage in self.stages.values() if not stage.hidden
+            },
+        }
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, every key with its description."""
+    return RecipeFile.model_json_schema()
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with `reason`, by name."""
+    return {path.stem: path for path in sorted(RECIPES_FOLDER.glob("*.yaml"))}
+
+
+def find_recipe(path_or_name: str | Path) -> Path:
+    """A path (it has a / or ends in .yaml or .yml), or the bare name of a shipped recipe."""
+    text = str(path_or_name)
+    if isinstance(path_or_name, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml")):
+        return Path(path_or_name)
+    shipped = shipped_recipes()
+    if text not in shipped:
+        hint = likely(text, shipped) or f"; shipped are {listed(shipped)}"
+        raise RecipeError(f"no recipe named {text[:64]!r} (a file is named with ./ or .yaml){hint}")
+    return shipped[text]
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
+    """Read, override and check a recipe. Raises RecipeError with everything that is wrong with it.
+
+    `overrides` are `key=value` texts: `teacher.steps=5`, `teacher.length.weight=0.3`, `seed=1`, `problems.test=50`;
+    the value is read by the rules of a recipe file.
+    """
+    path = find_recipe(path_or_name)
+    document = read_recipe_file(path)
+    document.values = json.loads(json.dumps(document.values))  # aliases share values; an override must not
+    faults = [fault for text in overrides for fault in override(document, text, RESERVED)]
+    if faults:
+        raise RecipeError.of(faults)
+    if seed is not None:
+        document.values["seed"] = seed
+        document.options[("seed",)] = "--seed"
+    return _check(document, path)
+
+
+def _check(document: Document, path: Path) -> Recipe:
+    try:
+        file = RecipeFile.model_validate_json(json.dumps(document.values))
+    except ValidationError as error:
+        raise RecipeError.of(
+            [explain(document, item, RecipeFile) for item in error.errors(include_url=False)]
+        ) from None
+    faults: list[Fault] = []
+    folder = Path(os.path.abspath(path)).parent
+    problems = file.problems
+    if problems.source == "tiny":
+        problems = problems.model_copy(update={"levels": problems.levels or TINY_LEVELS})
+    elif not (folder / problems.source).is_file():
+        faults.append(document.fault(("problems", "source"), f"there is no file {problems.source}"))
+    resolver = _Resolver(document, folder, problems, file.sampling, faults)
+    for name, keys in file.stages.items():
+        resolver.add(name, keys)
+    if faults:
+        raise RecipeError.of(faults)
+    return Recipe(
+        name=file.name,
+        seed=file.seed,
+        path=Path(os.path.abspath(path)),
+        description=file.description,
+        problems=problems,
+        sampling=file.sampling,
+        stages=resolver.stages,
+    )
+
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def _is_path(ref: str) -> bool:
+    return ref.startswith(("./", "../", "/"))
+
+
+def read_reference(ref: str, folder: Path, key: str, wants: str) -> Reference:
+    """What a reference in a recipe means: a path starts with ./ ../ or /, another / makes a hub id, else a stage."""
+    if _is_path(ref):
+        return Reference("folder", ref, key, wants, Path(os.path.normpath(folder / ref)))
+    if "/" in ref:
+        return Reference("hub", ref, key, wants)
+    return Reference("stage", ref, key, wants)
+
+
+class _Resolver:
+    """Adds stages one by one; a stage can only see those added before it, so there are no cycles."""
+
+    def __init__(
+        self, document: Document, folder: Path, problems: Problems, sampling: Sampling, faults: list[Fault]
+    ) -> None:
+        self.document, self.folder, self.problems, self.sampling = document, folder, problems, sampling
+        self.faults = faults
+        self.stages: dict[str, Stage] = {}
+
+    def add(self, name: str, keys: StageKeys) -> None:
+        def fault(key: str, message: str) -> None:
+            self.faults.append(self.document.fault(("stages", name, *split_key(key)), message))
+
+        if name in RESERVED:
+            fault("", f"{name!r} cannot be the name of a stage: --set {name}=... already means something else")
+        keys = self._filled_in(keys, fault)
+        inputs = [self._input(name, key, ref, wants, fault) for key, ref, wants in _references(keys)]
+        if keys.splits() and self.problems.source != "tiny":
+            source = read_reference(self.problems.source, self.folder, "problems.source", "problems")
+            inputs.append(Reference("file", source.ref, source.key, source.wants, source.path))
+        self._check_pool(keys, fault)
+        if isinstance(keys, Frontier):
+            inputs = [self._arm(name, keys, arm, ref) for arm, ref in keys.arms.items()]
+        self.stages[name] = Stage(name, keys, tuple(inputs))
+
+    def _filled_in(self, keys: StageKeys, fault: Callable[[str, str], None]) -> StageKeys:
+        if isinstance(keys, Grpo) and keys.top_p is None and self.sampling.top_p != 1:
+            fault("top_p", f"sampling.top_p is {self.sampling.top_p}, but RL needs 1: write top_p: 1.0 in this stage")
+        if isinstance(keys, SamplingKeys):
+            values = {key: getattr(keys, key) for key in ("temperature", "top_p", "max_tokens")}
+            return keys.model_copy(
+                update={k: getattr(self.sampling, k) if value is None else value for k, value in values.items()}
+            )
+        if isinstance(keys, Pretrain) and keys.levels is None:
+            if self.problems.levels is None:
+                fault("levels", "required, because the problems are not the tiny world's")
+            return keys.model_copy(update={"levels": self.problems.levels})
+        return keys
+
+    def _input(self, name: str, key: str, ref: str, wants: str, fault: Callable[[str, str], None]) -> Reference:
+        reference = read_reference(ref, self.folder, key, wants)
+        if reference.kind == "stage":
+            self._check_stage(name, reference, fault)
+        elif wants != "model":
+            fault(key, f"must name a stage of this recipe, not {describe(ref)}")
+        elif reference.kind == "folder":
+            assert reference.path is not None
+            if not reference.path.is_dir():
+                fault(key, f"there is no folder {ref} (seen from the folder of the recipe)")
+            elif not (reference.path / "config.json").is_file():
+                fault(key, f"{ref} is not a model folder: it has no config.json")
+        elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", ref, re.ASCII):
+            fault(key, f"{ref[:60]!r} is neither a hub id (org/name) nor a path (starts with ./ ../ or /)")
+        return reference
+
+    def _check_stage(self, name: str, reference: Reference, fault: Callable[[str, str], None]) -> None:
+        ref, key, wants = reference.ref, reference.key, reference.wants
+        if ref in self.stages:
+            if self.stages[ref].makes != wants:
+                fitting = [stage.name for stage in self.stages.values() if stage.makes == wants and not stage.hidden]
+                makers = listed((method for method, keys in METHOD_KEYS.items() if wants == keys.MAKES), 12)
+                method = self.stages[ref].method
+                fault(
+                    key,
+                    f"stage {ref} is of method {method}, which makes no {wants}; name a stage of method {makers}"
+                    + (f" (here: {listed(fitting, 5)})" if fitting else ""),
+                )
+            return
+        line = self.document.lines.get(("stages", ref))
+        if ref == name:
+            fault(key, "the stage names itself")
+        elif line is not None:
+            fault(key, f"stage {ref} is written later (line {line}); a stage can only name stages before it")
+        else:
+            fitting = [stage.name for stage in self.stages.values() if stage.makes == wants and not stage.hidden]
+            hint = likely(ref, fitting) or f"; before it are {listed(fitting)}"
+            if (self.folder / ref).is_dir():
+                hint = f"; write ./{ref} for a folder"
+            fault(key, f"there is no stage {ref[:64]!r}{hint}")
+
+    def _check_pool(self, keys: StageKeys, fault: Callable[[str, str], None]) -> None:
+        pool = self.stages.get(getattr(keys, "pool", ""))
+        if pool is None or not isinstance(pool.config, Sample):
+            return
+        if pool.config.problems != "train":
+            fault("pool", f"stage {pool.name} samples {pool.config.problems} problems; train only on train problems")
+        if isinstance(keys, Shortest) and keys.samples > pool.config.samples:
+            fault("samples", f"{keys.samples} is more than the {pool.config.samples} samples of stage {pool.name}")
+        if isinstance(keys, Pairs) and pool.config.samples < 2:
+            fault("pool", f"stage {pool.name} has 1 sample per problem; a pair takes 2")
+
+    def _arm(self, name: str, keys: Frontier, arm: str, ref: str) -> Reference:
+        evaluation = Evaluate(
+            method="evaluate",
+            model=ref,
+            problems=keys.problems,
+            count=keys.count,
+            samples=keys.samples,
+            temperature=keys.temperature,
+            top_p=keys.top_p,
+            max_tokens=keys.max_tokens,
+        )
+        inputs = [read_reference(ref, self.folder, "model", "model")]
+        if self.problems.source != "tiny":
+            source = read_reference(self.problems.source, self.folder, "problems.source", "problems")
+            inputs.append(Reference("file", source.ref, source.key, source.wants, source.path))
+        self.stages[f"{name}.{arm}"] = Stage(f"{name}.{arm}", evaluation, tuple(inputs), hidden=True)
+        return Reference("stage", f"{name}.{arm}", f"arms.{arm}", "evaluation")
+
+
+def _references(keys: StageKeys) -> Iterator[tuple[str, str, str]]:
+    """(key, reference, what it must be) for each reference of a stage: `("arms.base", "./models/base", "model")`."""
+    for key, wants in keys.REFERENCES.items():
+        value = getattr(keys, key)
+        if isinstance(value, str):
+            yield key, value, wants
+        elif isinstance(value, dict):
+            yield from ((f"{key}.{name}", ref, wants) for name, ref in value.items())
+        elif value is not None:
+            yield from ((f"{key}[{index}]", ref, wants) for index, ref in enumerate(value))

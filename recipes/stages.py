@@ -1,0 +1,441 @@
+"""The methods a recipe can name, each a thin adapter: the typed keys of a stage become flat arguments of one function.
+
+This is the door at which configuration stops. Nothing is decided here; a method's module says what it does. Methods are
+imported inside their adapter, so that checking a recipe never loads torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recipes.methods import (
+    Dpo,
+    Evaluate,
+    Frontier,
+    Grpo,
+    LengthRl,
+    Merge,
+    Pairs,
+    Pretrain,
+    Sample,
+    SamplingKeys,
+    Select,
+    Sft,
+    Shortest,
+    Split,
+    Traces,
+)
+from recipes.runner import StageContext, StageFunction
+from recipes.schema import Recipe
+from rl.problems import read_problems
+from rl.runs import append_line, folder_hash, read_json, read_lines, write_json
+from rl.tasks import exact, tiny
+from rl.tasks.base import Task, split_of
+from rl.types import Problem, RolloutGroup
+
+if TYPE_CHECKING:
+    from long2short.report import StageTime, TrainingCurve
+    from rl.samplers.base import SamplingSettings
+
+
+def task_of(recipe: Recipe) -> Task:
+    """How the recipe's answers are judged: the tiny world's judge, or the exact one for a file of problems."""
+    return tiny.TASK if recipe.problems.source == "tiny" else exact.TASK
+
+
+def problems_of(context: StageContext, split: Split, count: int | None = None) -> list[Problem]:
+    """At most `count` problems of a split, in the order of the source; an empty split is an error, not an empty run."""
+    section = context.recipe.problems
+    wanted = getattr(section, split)
+    wanted = wanted if count is None else min(wanted, count)
+    if context.problems_file is None:
+        return tiny.problems(split, wanted, section.levels or ())
+    chosen = [problem for problem in read_problems(context.problems_file) if split_of(problem) == split][:wanted]
+    if not chosen:
+        raise ValueError(f"{context.problems_file} has no problem in the {split} split: give it more problems")
+    return chosen
+
+
+def settings_of(stage: SamplingKeys) -> SamplingSettings:
+    """The sampling settings of a stage; the recipe's defaults were filled in when it was checked."""
+    from rl.samplers.base import SamplingSettings
+
+    assert stage.temperature is not None and stage.top_p is not None and stage.max_tokens is not None
+    return SamplingSettings(stage.temperature, stage.top_p, stage.max_tokens)
+
+
+def model_fingerprint(name: str) -> str:
+    """The content of a model folder, or the name of a hub id: what a pool's samples are samples of."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    return hashlib.sha256(json.dumps(folder_hash(folder), sort_keys=True).encode()).hexdigest()
+
+
+# --- making models ----------------------------------------------------------------------------------------------------
+
+
+def pretrain(context: StageContext) -> None:
+    from rl.tasks.tiny_models import pretrain as run
+
+    stage: Pretrain = context.stage
+
+    def report(step: int, metrics: Mapping[str, float]) -> None:
+        append_line(context.folder / "metrics.jsonl", {"step": step, **metrics})
+        context.progress(step, stage.steps, f"loss {metrics['loss']:.3f}")
+
+    (context.folder / "metrics.jsonl").unlink(missing_ok=True)
+    run(
+        context.folder / "model",
+        start=None if stage.start is None else context.model(stage.start),
+        hidden=stage.hidden or 0,
+        layers=stage.layers or 0,
+        heads=stage.heads or 0,
+        steps=stage.steps,
+        batch_size=stage.batch_size,
+        learning_rate=stage.learning_rate,
+        styles=stage.styles.model_dump(),
+        check_share=stage.check_share,
+        levels=tuple(stage.levels or ()),
+        seed=context.seed,
+        report=report,
+    )
+
+
+def grpo(context: StageContext) -> None:
+    from long2short.length_objectives import LengthReward, kimi_length_rewards
+    from rl.advantages import mean_baseline, std_normalized
+    from rl.grpo import OptimSettings, PreferBrief, Schedule, no_shaping, prefer_accurate, prefer_last, train
+    from rl.policy import load_model, load_tokenizer
+    from rl.prompts import prefills_think
+    from rl.rewards import FormatReward, WeightedReward, accuracy_reward
+
+    stage: Grpo = context.stage
+    name = context.model(stage.model)
+    tokenizer = load_tokenizer(name)
+    shape = no_shaping
+    if stage.length is not None:
+        shape = LengthReward(
+            partial(kimi_length_rewards, min_spread=stage.length.min_spread),
+            stage.length.weight,
+            stage.length.warmup_steps,
+            stage.length.accuracy_floor,
+        )
+    prefer = prefer_last
+    if stage.keep == "best":
+        prefer = PreferBrief(stage.tolerance) if isinstance(stage, LengthRl) else prefer_accurate
+
+    def report(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        context.progress(step, steps, f"accuracy {metrics['accuracy']:.2f}, {metrics['tokens_mean']:.0f} tokens")
+
+    train(
+        load_model(name),
+        tokenizer,
+        problems_of(context, "train"),
+        problems_of(context, "dev", stage.eval_problems) if stage.eval_every else [],
+        task_of(context.recipe),
+        (
+            WeightedReward("accuracy", accuracy_reward, stage.reward_accuracy),
+            WeightedReward("format", FormatReward(prefills_think(tokenizer)), stage.reward_format),
+        ),
+        settings_of(stage),
+        Schedule(
+            stage.steps, stage.problems_per_step, stage.group_size, stage.eval_every, stage.eval_samples,
+            stage.save_every, stage.stop_at_accuracy,
+        ),
+        OptimSettings(
+            stage.learning_rate, stage.weight_decay, stage.betas, stage.max_grad_norm, stage.updates_per_step,
+            stage.epsilon_low, stage.epsilon_high, stage.micro_batch_tokens,
+        ),
+        context.folder,
+        seed=context.seed,
+        shape=shape,
+        advantage_rule=std_normalized if stage.normalize_std else mean_baseline,
+        prefer=prefer,
+        ref_model=load_model(name) if stage.kl_coefficient > 0 else None,
+        kl_coefficient=stage.kl_coefficient,
+        prompt_suffix=context.recipe.problems.prompt_suffix,
+        batch_size=context.recipe.sampling.batch_size,
+        report=report,
+    )  # fmt: skip
+
+
+def sft(context: StageContext) -> None:
+    from distill.sft import train
+    from distill.traces import read_traces
+
+    stage: Sft = context.stage
+    train(
+        context.folder,
+        model=context.model(stage.model),
+        traces=read_traces(context.inputs[stage.traces] / "traces.jsonl"),
+        epochs=stage.epochs,
+        learning_rate=stage.learning_rate,
+        batch_size=stage.batch_size,
+        max_length=stage.max_length,
+        seed=context.seed,
+        suffix=context.recipe.problems.prompt_suffix,
+        overflow=stage.overflow,
+        warmup_ratio=stage.warmup_ratio,
+        min_lr_ratio=stage.min_lr_ratio,
+        weight_decay=stage.weight_decay,
+        save_every=stage.save_every,
+        report=_loss_report(context),
+    )
+
+
+def dpo(context: StageContext) -> None:
+    from long2short.dpo import train_dpo
+    from long2short.preference import read_pairs
+
+    stage: Dpo = context.stage
+    train_dpo(
+        context.folder,
+        model=context.model(stage.model),
+        pairs=read_pairs(context.inputs[stage.pairs] / "pairs.jsonl"),
+        beta=stage.beta,
+        learning_rate=stage.learning_rate,
+        epochs=stage.epochs,
+        batch_size=stage.batch_size,
+        max_length=stage.max_length,
+        seed=context.seed,
+        suffix=context.recipe.problems.prompt_suffix,
+        overflow=stage.overflow,
+        save_every=stage.save_every,
+        report=_loss_report(context),
+    )
+
+
+def merge(context: StageContext) -> None:
+    from long2short.merge import merge as run
+
+    stage: Merge = context.stage
+    summary = run(
+        context.folder / "model",
+        long=context.model(stage.long),
+        short=context.model(stage.short),
+        weight=stage.weight,
+        report=lambda done, total: context.progress(done, total, "tensors"),
+    )
+    write_json(context.folder / "summary.json", summary, "merge.summary")
+
+
+def select(context: StageContext) -> None:
+    from long2short.select import select_model
+
+    stage: Select = context.stage
+    select_model(
+        {ref: context.model(ref) for ref in stage.candidates},
+        context.model(stage.parent),
+        problems_of(context, "dev", stage.count),
+        task_of(context.recipe),
+        context.folder,
+        samples=stage.samples,
+        settings=settings_of(stage),
+        tolerance=stage.tolerance,
+        seed=context.seed,
+        suffix=context.recipe.problems.prompt_suffix,
+        batch_size=context.recipe.sampling.batch_size,
+        progress=context.progress,
+    )
+
+
+def _loss_report(context: StageContext):
+    def report(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        context.progress(step, steps, f"loss {metrics['loss']:.3f}" if "loss" in metrics else "")
+
+    return report
+
+
+# --- sampling and what is made from samples ---------------------------------------------------------------------------
+
+
+def sample(context: StageContext) -> None:
+    stage: Sample | Evaluate = context.stage
+    _fill(context, stage, problems_of(context, stage.problems, stage.count))
+
+
+def evaluate(context: StageContext) -> None:
+    from rl.evaluate import summarize
+
+    stage: Evaluate = context.stage
+    groups = _fill(context, stage, problems_of(context, stage.problems, stage.count))
+    summary = summarize(groups, task_of(context.recipe))
+    write_json(context.folder / "summary.json", summary.to_json(), "evaluate.summary")
+
+
+def _fill(context: StageContext, stage: Sample | Evaluate, problems: list[Problem]) -> list[RolloutGroup]:
+    from rl.policy import load_model, load_tokenizer
+    from rl.pool import Pool, fill_pool, pool_address
+    from rl.samplers.transformers import TransformersSampler
+
+    name, suffix, settings = context.model(stage.model), context.recipe.problems.prompt_suffix, settings_of(stage)
+    tokenizer, task = load_tokenizer(name), task_of(context.recipe)
+    address = pool_address(model_fingerprint(name), problems, tokenizer, settings, context.seed, suffix)
+    pool = Pool.open(context.folder / "pool", address)
+    sampler = TransformersSampler(load_model(name), tokenizer, context.recipe.sampling.batch_size)
+    fill_pool(
+        pool, sampler, tokenizer, problems, task, stage.samples, settings, context.seed, suffix,
+        progress=lambda done, total: context.progress(done, total, "completions"),
+    )  # fmt: skip
+    return pool.groups(problems, task.verifier_version, stage.samples)
+
+
+def _pool_groups(context: StageContext, pool_stage: str, samples: int | None = None) -> list[RolloutGroup]:
+    """The judged groups of a `sample` stage, with the problems that stage was given."""
+    from rl.pool import Pool
+
+    filled = context.recipe.stages[pool_stage].config
+    assert isinstance(filled, Sample)
+    problems = problems_of(context, filled.problems, filled.count)
+    pool = Pool.open(context.inputs[pool_stage] / "pool")
+    return pool.groups(problems, task_of(context.recipe).verifier_version, samples)
+
+
+def _thinks_by_template(context: StageContext, pool_stage: str) -> tuple[bool, frozenset[str]]:
+    """Whether the pool's template opens `<think>`, and the special tokens no text may contain."""
+    from rl.policy import load_tokenizer
+    from rl.prompts import prefills_think
+
+    filled = context.recipe.stages[pool_stage].config
+    assert isinstance(filled, Sample)
+    tokenizer = load_tokenizer(context.model(filled.model))
+    return prefills_think(tokenizer), frozenset(tokenizer.all_special_tokens)
+
+
+def traces(context: StageContext) -> None:
+    from distill.traces import select_traces, write_traces
+
+    stage: Traces = context.stage
+    prefilled, forbidden = _thinks_by_template(context, stage.pool)
+    selection = select_traces(
+        _pool_groups(context, stage.pool),
+        teacher=stage.pool,
+        seed=context.seed,
+        per_problem=stage.per_problem,
+        min_tokens=stage.min_tokens,
+        prefilled=prefilled,
+        forbidden=forbidden,
+    )
+    write_traces(context.folder / "traces.jsonl", selection.traces)
+    write_json(context.folder / "summary.json", selection.summary(), "traces.summary")
+
+
+def shortest(context: StageContext) -> None:
+    from distill.traces import write_traces
+    from long2short.shortest import select_shortest
+
+    stage: Shortest = context.stage
+    prefilled, forbidden = _thinks_by_template(context, stage.pool)
+    selection = select_shortest(
+        _pool_groups(context, stage.pool, stage.samples),
+        teacher=stage.pool,
+        samples=stage.samples,
+        majority=task_of(context.recipe).answer_of if stage.majority else None,
+        min_tokens=stage.min_tokens,
+        prefilled=prefilled,
+        forbidden=forbidden,
+    )
+    write_traces(context.folder / "traces.jsonl", selection.traces)
+    write_json(context.folder / "summary.json", selection.summary(), "traces.summary")
+
+
+def pairs(context: StageContext) -> None:
+    from long2short.preference import select_pairs, write_pairs
+
+    stage: Pairs = context.stage
+    prefilled, forbidden = _thinks_by_template(context, stage.pool)
+    selection = select_pairs(
+        _pool_groups(context, stage.pool),
+        min_ratio=stage.min_ratio,
+        per_problem=stage.per_problem,
+        prefilled=prefilled,
+        forbidden=forbidden,
+    )
+    write_pairs(context.folder / "pairs.jsonl", selection.pairs)
+    write_json(context.folder / "summary.json", selection.summary(), "pairs.summary")
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+
+def frontier(context: StageContext) -> None:
+    from long2short.frontier import Arm
+    from long2short.frontier import frontier as compare_arms
+    from long2short.report import write_report
+    from rl.evaluate import EvalSummary
+    from rl.pool import Pool
+
+    stage: Frontier = context.stage
+    task, problems = task_of(context.recipe), problems_of(context, stage.problems, stage.count)
+    arms = []
+    for position, (name, ref) in enumerate(stage.arms.items()):
+        context.progress(position, len(stage.arms), name)
+        folder = context.inputs[f"{context.name}.{name}"]
+        groups = Pool.open(folder / "pool").groups(problems, task.verifier_version, stage.samples)
+        summary = EvalSummary.from_json(read_json(folder / "summary.json"))
+        arms.append(Arm(name, tuple(groups), summary, _family(context, ref)))
+    write_report(
+        context.folder,
+        compare_arms(arms, stage.parent, stage.compare),
+        arms,
+        title=f"{context.recipe.name}: accuracy and tokens",
+        curves=_curves(context),
+        times=_times(context),
+        facts=_facts(context, stage, len(problems)),
+    )
+
+
+def _family(context: StageContext, ref: str) -> str:
+    """The method that made an arm; it sets the colour. A model from outside the recipe is a start."""
+    made_by = context.recipe.stages.get(ref)
+    return made_by.method if made_by is not None else "start"
+
+
+def _curves(context: StageContext) -> list[TrainingCurve]:
+    from long2short.report import TrainingCurve
+
+    return [
+        TrainingCurve(name, tuple(read_lines(folder / "metrics.jsonl")))
+        for name, folder in context.inputs.items()
+        if (folder / "metrics.jsonl").is_file()
+    ]
+
+
+def _times(context: StageContext) -> list[StageTime]:
+    from long2short.report import StageTime
+
+    manifests = {name: read_json(folder / "manifest.json") for name, folder in context.inputs.items()}
+    return [StageTime(name, manifest["method"], manifest["seconds"]) for name, manifest in manifests.items()]
+
+
+def _facts(context: StageContext, stage: Frontier, num_problems: int) -> list[tuple[str, str]]:
+    return [
+        ("recipe", context.recipe.name),
+        ("seed", str(context.recipe.seed)),
+        ("problems", f"{num_problems} of the {stage.problems} split, {context.recipe.problems.source}"),
+        ("samples", f"{stage.samples} a problem"),
+        ("sampling", f"temperature {stage.temperature}, top-p {stage.top_p}, at most {stage.max_tokens} tokens"),
+    ]
+
+
+METHODS: dict[str, StageFunction] = {
+    "pretrain": pretrain,
+    "grpo": grpo,
+    "length_rl": grpo,
+    "sample": sample,
+    "traces": traces,
+    "shortest": shortest,
+    "sft": sft,
+    "pairs": pairs,
+    "dpo": dpo,
+    "merge": merge,
+    "select": select,
+    "evaluate": evaluate,
+    "frontier": frontier,
+}
