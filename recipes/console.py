@@ -183,23 +183,9 @@ def frontier_text(value: Mapping[str, Any]) -> str:
     """The table of a `frontier.json`."""
     from shutil import get_terminal_size
 
-    from long2short.frontier import Comparison, Frontier, FrontierRow, table
-    from rl.evaluate import EvalSummary, PairedDifference
+    from long2short.frontier import Frontier, table
 
-    def difference(data: dict[str, Any] | None) -> PairedDifference | None:
-        return None if data is None else PairedDifference.from_json(data)
-
-    rows = [
-        FrontierRow(
-            **{**row, "summary": EvalSummary.from_json(row["summary"]), "difference": difference(row["difference"])}
-        )
-        for row in value["rows"]
-    ]
-    pairs = [
-        Comparison(one["name"], one["other"], PairedDifference.from_json(one["difference"]))
-        for one in value["comparisons"]
-    ]
-    return table(Frontier(value["parent"], tuple(rows), tuple(pairs)), width=max(100, get_terminal_size().columns))
+    return table(Frontier.from_json(dict(value)), width=max(100, get_terminal_size().columns))
 
 
 def summary_text(summary: Mapping[str, Any], difference: Mapping[str, Any] | None = None) -> str:

@@ -110,8 +110,6 @@ class Pretrain(StageKeys):
     """Peak learning rate."""
     styles: Styles
     """Mixture of demonstration styles."""
-    check_share: Share = 0.6
-    """Probability that a step of a careful demonstration is checked."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None
     """Difficulty levels of the demonstrations [problems.levels]."""
 
@@ -295,7 +293,7 @@ class Shortest(StageKeys):
     samples: Annotated[int, Field(ge=1, le=4096)] = 8
     """Choose among the first this many samples of each problem."""
     majority: bool = False
-    """Keep a problem only if most of its samples are right."""
+    """Drop a problem if one wrong answer was given more often than the right one: its shortest may be a lucky guess."""
     min_tokens: NonNegative = 0
     """Shorter completions are not chosen."""
 

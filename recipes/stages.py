@@ -100,7 +100,6 @@ def pretrain(context: StageContext) -> None:
         batch_size=stage.batch_size,
         learning_rate=stage.learning_rate,
         styles=stage.styles.model_dump(),
-        check_share=stage.check_share,
         levels=tuple(stage.levels or ()),
         seed=context.seed,
         report=report,

@@ -40,6 +40,10 @@ FAULT_POINTS: tuple[str, ...] = (
     "traces.summary",
     "pairs.summary",
     "merge.summary",
+    # rl/tasks/tiny_models.py
+    "pretrain.model",
+    # rl/policy.py: a model folder
+    "model.tokenizer",
     # rl/grpo.py
     "grpo.step",  # before the rollouts of a step
     "grpo.update",  # gradients are there, the optimizer has not stepped

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from rl.runs import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# A bar per loaded shard would break the progress of the stage that loads it.
+logging.disable_progress_bar()
 
 
 def load_model(name: str | Path) -> PreTrainedModel:
@@ -34,6 +41,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # transformers writes down whether it was offline; a model's files must not depend on that.
+    path = folder / "tokenizer_config.json"
+    kept = {k: v for k, v in read_json(path).items() if k not in ("is_local", "local_files_only")}
+    write_json(path, kept, "model.tokenizer")
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

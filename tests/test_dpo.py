@@ -48,7 +48,7 @@ def make_pairs(count: int = 6) -> list[PreferencePair]:
     rng = random.Random(0)
     pairs = []
     for p in tiny.problems("train", count, (2, 3)):
-        chosen, rejected = tiny.demonstrate(p, "plain", rng), tiny.demonstrate(p, "careful", rng, check_share=1.0)
+        chosen, rejected = tiny.demonstrate(p, "plain", rng), tiny.demonstrate(p, "careful", rng)
         pairs.append(PreferencePair(p.id, p.text, chosen, rejected, 1, 2, PairKind.LONGER))
     return pairs
 

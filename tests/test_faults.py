@@ -24,10 +24,8 @@ TAKE_A_SITE = {"fault": 0, "write_file": 2, "write_json": 2}
 WRITES = {"write_text", "write_bytes", "save_pretrained", "save_file", "savefig", "save_model", "to_csv", "dump"}
 # Functions that write without a point in their own body, and why a kill there is harmless and tested.
 BEHIND_A_POINT = {
-    "rl/policy.py:save_model": "writes inside a partial folder, of a stage or a checkpoint; its callers pass a point",
     "rl/runs.py:append_line": "a log; a torn last line is tolerated and mended",
     "rl/grpo.py:consider": "a resumed run takes the best model from its checkpoint, never from here",
-    "rl/tasks/tiny_models.py:pretrain": "the end of a stage that starts again from nothing; stage.end follows",
     "distill/training.py:on_save": "passes the point of its method, sft.checkpoint or dpo.checkpoint, as a callback",
     "long2short/report.py:draw_png": "draws into memory; its caller writes the bytes",
 }

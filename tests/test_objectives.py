@@ -98,7 +98,7 @@ def test_surrogate_equals_trl_on_the_same_tensors(tiny_model_folder):
     on one made batch must be ours to fp32 rounding, clipped tokens included."""
     from trl import GRPOConfig, GRPOTrainer
 
-    from rl.policy import load_model, load_tokenizer, token_logprobs
+    from rl.policy import load_model, load_tokenizer, pad_token_id, token_logprobs
 
     generator = torch.Generator().manual_seed(0)
     tokenizer = load_tokenizer(tiny_model_folder)
@@ -106,7 +106,7 @@ def test_surrogate_equals_trl_on_the_same_tensors(tiny_model_folder):
     prompt_ids = torch.randint(5, 25, (rows, num_prompt), generator=generator)
     completion_ids = torch.randint(5, 25, (rows, num_completion), generator=generator)
     completion_mask = torch.tensor([[1] * n + [0] * (num_completion - n) for n in (7, 3, 5, 1)])
-    completion_ids[completion_mask == 0] = tokenizer.pad_token_id
+    completion_ids[completion_mask == 0] = pad_token_id(tokenizer)
     advantages = torch.tensor([0.75, -0.25, -0.5, 1.0])
     prompt_mask = torch.ones_like(prompt_ids)
     prompt_mask[1, :2] = 0
@@ -140,6 +140,7 @@ def test_surrogate_equals_trl_on_the_same_tensors(tiny_model_folder):
         "completion_mask": completion_mask, "advantages": advantages, "old_per_token_logps": sampler,
         "num_items_in_batch": completion_mask.sum(),
     }  # fmt: skip
+    assert trainer.model is not None
     trainer.model.train()
     their_loss = trainer._compute_loss(trainer.model, inputs)
     their_loss.backward()

@@ -9,7 +9,7 @@ from long2short.select import choose, select_model
 from rl.policy import load_tokenizer, save_model
 from rl.samplers.base import SamplingSettings
 from rl.tasks import tiny
-from rl.tasks.tiny_models import make_model
+from rl.tasks.tiny_models import make_model, make_tokenizer
 from rl.train_metrics import DevScore
 
 
@@ -37,7 +37,7 @@ def test_the_first_of_equals_and_no_candidates():
 def test_the_winners_folder_comes_out(tiny_model_folder, tmp_path):
     tokenizer = load_tokenizer(tiny_model_folder)
     other = tmp_path / "other"
-    save_model(make_model(hidden=32, layers=1, heads=2, tokenizer=tokenizer, seed=1), tokenizer, other)
+    save_model(make_model(hidden=32, layers=1, heads=2, tokenizer=make_tokenizer(), seed=1), tokenizer, other)
     candidates = {"same": str(tiny_model_folder), "other": str(other)}
     chosen = select_model(
         candidates, str(tiny_model_folder), tiny.problems("dev", 4), tiny.TASK, tmp_path / "out",
@@ -45,8 +45,8 @@ def test_the_winners_folder_comes_out(tiny_model_folder, tmp_path):
     )  # fmt: skip
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["chosen"] == chosen
-    scores = {name: DevScore(0, s["dev_accuracy"], s["dev_tokens"], 0) for name, s in summary["candidates"].items()}
-    parent = summary["parent"]
-    assert choose(scores, DevScore(0, parent["dev_accuracy"], parent["dev_tokens"], 0), 0.0) == chosen
+    read = {name: DevScore(0, s["dev_accuracy"], s["dev_tokens"], 0) for name, s in summary["candidates"].items()}
+    parent = DevScore(0, summary["parent"]["dev_accuracy"], summary["parent"]["dev_tokens"], 0)
+    assert choose({name: read[name] for name in candidates}, parent, 0.0) == chosen
     winner = Path(candidates[chosen]) / "model.safetensors"
     assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == winner.read_bytes()

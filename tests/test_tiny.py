@@ -63,13 +63,14 @@ def test_splits_are_disjoint_stable_and_of_the_wanted_size():
     assert {p.level for p in splits["train"]} == {2, 3, 4}
 
 
-def test_checked_steps_repair_what_plain_steps_slip_on():
+def test_checked_steps_repair_what_plain_steps_slip_on(monkeypatch):
+    monkeypatch.setattr(tiny, "CHECKED", dict.fromkeys(tiny.OPERATIONS, 1.0))
     rng = random.Random(0)
     problems = tiny.problems("train", 300)
     right = dict.fromkeys(("plain", "careful"), 0)
     for p in problems:
         for style in right:
-            text = tiny.demonstrate(p, style, rng, check_share=1.0)
+            text = tiny.demonstrate(p, style, rng)
             right[style] += tiny.judge(p, complete(text)).right
     assert right["careful"] == 300
     assert right["plain"] < 240

@@ -29,7 +29,9 @@ from rl.types import Completion, Outcome, Problem, TextPart, Verdict
 
 OPERATIONS = ("+", "-", "*")
 # The share of facts that the base model's world misremembers, per operation.
-MISREMEMBERED = {"+": 0.0, "-": 0.04, "*": 0.40}
+MISREMEMBERED = {"+": 0.0, "-": 0.04, "*": 0.50}
+# How often a careful demonstration checks a step: products more often than sums, as a person would, but far from always.
+CHECKED = {"+": 0.4, "-": 0.5, "*": 0.8}
 
 
 def _hash(text: str) -> int:
@@ -144,9 +146,9 @@ TASK = Task(name="tiny", judge=judge, answer_of=answer_of, verifier_version="tin
 # --- what the base model is pre-trained on -------------------------------------------------------------------------
 
 
-def demonstrate(problem: Problem, style: str, rng: random.Random, check_share: float = 0.6) -> str:
-    """One completion in a style of the base model's world: "guess", "plain" or "careful" (each step checked with
-    probability `check_share`). Unchecked steps go on from the recalled, perhaps wrong, result."""
+def demonstrate(problem: Problem, style: str, rng: random.Random) -> str:
+    """One completion in a style of the base model's world: "guess", "plain" or "careful" (each step checked with the
+    probability that `CHECKED` gives its operation). Unchecked steps go on from the recalled, perhaps wrong, result."""
     value, steps = parse_question(problem.text)
     if style == "guess":
         return f"</think>{problem.answer}"
@@ -155,7 +157,7 @@ def demonstrate(problem: Problem, style: str, rng: random.Random, check_share: f
         shown = f"{operand}" if operation == "*" else f"{operand:02d}"
         recalled = recall(value, operation, operand)
         text += f"{value:02d}{operation}{shown}={recalled:02d}"
-        if style == "careful" and rng.random() < check_share:
+        if style == "careful" and rng.random() < CHECKED[operation]:
             text += f" wait {working(value, operation, operand)}"
             recalled = apply(value, operation, operand)
         text += "; "
@@ -163,9 +165,7 @@ def demonstrate(problem: Problem, style: str, rng: random.Random, check_share: f
     return f"{text}</think>{value:02d}"
 
 
-def demonstrations(
-    styles: dict[str, float], levels: Sequence[int], seed: int, check_share: float = 0.6
-) -> Iterator[tuple[Problem, str]]:
+def demonstrations(styles: dict[str, float], levels: Sequence[int], seed: int) -> Iterator[tuple[Problem, str]]:
     """An endless stream of (problem, completion) over train problems, styles drawn with the given weights."""
     rng = random.Random(seed)
     names, weights = list(styles), list(styles.values())
@@ -173,4 +173,4 @@ def demonstrations(
         problem = make_problem(rng.randrange(10**9), levels, seed="pretrain")
         if split_of(problem) != "train":
             continue
-        yield problem, demonstrate(problem, rng.choices(names, weights)[0], rng, check_share)
+        yield problem, demonstrate(problem, rng.choices(names, weights)[0], rng)

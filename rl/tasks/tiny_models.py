@@ -14,7 +14,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rl.policy import eos_token_id, pad_token_id
+from rl.faults import fault
+from rl.policy import eos_token_id, pad_token_id, save_model
 from rl.tasks.tiny import demonstrations
 from rl.types import Problem
 
@@ -112,7 +113,6 @@ def pretrain(
     batch_size: int,
     learning_rate: float,
     styles: dict[str, float],
-    check_share: float,
     levels: tuple[int, ...],
     seed: int,
     report: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
@@ -126,7 +126,7 @@ def pretrain(
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = max(1, min(100, steps // 10))
-    batches = _batches(demonstrations(styles, levels, seed, check_share), tokenizer, batch_size)
+    batches = _batches(demonstrations(styles, levels, seed), tokenizer, batch_size)
     model.train()
     for step in range(1, steps + 1):
         scale = step / warmup if step <= warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
@@ -144,6 +144,5 @@ def pretrain(
         optimizer.zero_grad(set_to_none=True)
         if step % 100 == 0 or step == steps:
             report(step, {"loss": loss.item()})
-    model.eval()
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    fault("pretrain.model")
+    save_model(model.eval(), tokenizer, output)
