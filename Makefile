@@ -22,8 +22,12 @@ setup: $(VENV)/.ready ## set up .venv with `reason` in it, at the tested version
 demo: $(VENV)/.ready ## the whole story on a small model: base, teacher, student, four ways to be brief, the frontier
 	$(BIN)/reason run tiny $(ARGS)
 
-tiny-base: $(VENV)/.ready ## make the three shipped models again
+tiny-base: $(VENV)/.ready ## make the three shipped models again, into recipes/models/
 	$(BIN)/reason run tiny-base $(ARGS)
+	@for name in base short student; do \
+		rm -rf recipes/models/tiny-$$name && mkdir -p recipes/models && \
+		cp -r "runs/tiny-base/$$(cat runs/tiny-base/$$name.latest)/model" recipes/models/tiny-$$name; \
+	done
 
 test: $(VENV)/.ready-dev ## lint, types, import layers, tests
 	$(BIN)/ruff check .

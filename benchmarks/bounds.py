@@ -32,7 +32,8 @@ def bounds(found: Frontier) -> Iterator[tuple[str, str, bool]]:
     loss = against(brief).accuracy.value
     yield "brief accuracy >= teacher - 0.03", f"{brief.summary.accuracy.value:.3f}, {loss:+.3f}", loss >= -0.03
     drift = against(control).tokens_relative
-    yield "control not shorter beyond noise", f"{drift.value:+.1%} [{drift.low:+.1%}, {drift.high:+.1%}]", drift.high >= 0
+    shown = f"{drift.value:+.1%} [{drift.low:+.1%}, {drift.high:+.1%}]"
+    yield "control not shorter beyond noise", shown, drift.high >= 0
     bent = [row for row in found.rows if row.name not in ("base", "teacher") and against(row).accuracy.high < -0.05]
     shown = ", ".join(f"{row.name} {against(row).accuracy.value:+.3f}" for row in bent)
     yield "an arm clearly below the teacher", shown or "none", bool(bent)

@@ -30,7 +30,7 @@ from rl.types import Completion, Outcome, Problem, TextPart, Verdict
 OPERATIONS = ("+", "-", "*")
 # The share of facts that the base model's world misremembers, per operation.
 MISREMEMBERED = {"+": 0.0, "-": 0.04, "*": 0.50}
-# How often a careful demonstration checks a step: products more often than sums, as a person would, but far from always.
+# How often a careful demonstration checks a step: products more often than sums, as a person would, but not always.
 CHECKED = {"+": 0.4, "-": 0.5, "*": 0.8}
 
 
