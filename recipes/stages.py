@@ -133,7 +133,7 @@ def grpo(context: StageContext) -> None:
         context.progress(step, steps, f"accuracy {metrics['accuracy']:.2f}, {metrics['tokens_mean']:.0f} tokens")
 
     train(
-        load_model(name),
+        load_model(name, to_train=True),
         tokenizer,
         problems_of(context, "train"),
         problems_of(context, "dev", stage.eval_problems) if stage.eval_every else [],

@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 logging.disable_progress_bar()
 
 
-def load_model(name: str | Path) -> PreTrainedModel:
-    """A causal language model in eval mode (no dropout anywhere in `reason`): fp32 on CPU, bf16 on a GPU."""
+def load_model(name: str | Path, *, to_train: bool = False) -> PreTrainedModel:
+    """A causal language model in eval mode (no dropout anywhere in `reason`): fp32 on CPU, bf16 on a GPU.
+
+    With `to_train` fp32 everywhere: an AdamW step at lr 1e-6 is smaller than the spacing of bf16 weights, so most of it
+    would be lost without a word.
+    """
     on_gpu = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(str(name), dtype=torch.bfloat16 if on_gpu else torch.float32)
+    dtype = torch.bfloat16 if on_gpu and not to_train else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype)
     return model.to(torch.device("cuda" if on_gpu else "cpu")).eval()  # pyright: ignore[reportArgumentType]
 
 

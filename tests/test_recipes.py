@@ -67,6 +67,28 @@ def test_tiny_runs_end_to_end_and_is_reused(tmp_path):
     assert ran == {"brief", "frontier.brief", "frontier"}
 
 
+@pytest.mark.timeout(120)
+def test_tiny_base_makes_three_model_folders(tmp_path):
+    steps = ("base.steps=2", "short.steps=2", "student.steps=2", "problems.dev=4", "sampling.max_tokens=24")
+    made = reason("run", "tiny-base", *sets(*steps), "--json", runs=tmp_path)
+    assert made.returncode == 0, made.stderr[-2000:]
+    for name in ("base", "short", "student"):
+        folder = tmp_path / "tiny-base" / (tmp_path / "tiny-base" / f"{name}.latest").read_text().strip() / "model"
+        shipped = ROOT / "recipes" / "models" / f"tiny-{name}"
+        assert {p.name for p in folder.iterdir()} == {p.name for p in shipped.iterdir()}
+        assert (folder / "config.json").read_text() == (shipped / "config.json").read_text()
+        assert (folder / "tokenizer.json").read_text() == (shipped / "tokenizer.json").read_text()
+
+
+def test_the_shipped_models_are_small():
+    sizes = {
+        folder.name: sum(p.stat().st_size for p in folder.iterdir()) / 2**20
+        for folder in (ROOT / "recipes" / "models").iterdir()
+    }
+    assert sorted(sizes) == ["tiny-base", "tiny-short", "tiny-student"]
+    assert max(sizes.values()) <= 3 and sum(sizes.values()) <= 8
+
+
 RESUME = """\
 name: resume
 problems: {source: tiny, levels: [2], train: 8, dev: 4, test: 4}
