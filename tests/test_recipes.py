@@ -96,7 +96,13 @@ sampling: {max_tokens: 24}
 stages:
   teacher: {method: grpo, model: %(model)s, steps: 3, problems_per_step: 2, group_size: 2, save_every: 1}
   brief:
-    {method: length_rl, model: teacher, steps: 6, problems_per_step: 2, group_size: 2, save_every: 2, length: {weight: 0.3}}
+    method: length_rl
+    model: teacher
+    steps: 6
+    problems_per_step: 2
+    group_size: 2
+    save_every: 2
+    length: {weight: 0.3}
   scores: {method: evaluate, model: brief, samples: 2}
 """
 
