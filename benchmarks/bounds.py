@@ -34,7 +34,9 @@ def bounds(found: Frontier) -> Iterator[tuple[str, str, bool]]:
     drift = against(control).tokens_relative
     shown = f"{drift.value:+.1%} [{drift.low:+.1%}, {drift.high:+.1%}]"
     yield "control not shorter beyond noise", shown, drift.high >= 0
-    shortened = [row for row in found.rows if row.label in ("merge", "sft", "dpo", "length_rl") and row.name != "student"]
+    shortened = [
+        row for row in found.rows if row.label in ("merge", "sft", "dpo", "length_rl") and row.name != "student"
+    ]
     bent = [row for row in shortened if against(row).accuracy.high < -0.05]
     shown = ", ".join(f"{row.name} {against(row).accuracy.value:+.3f}" for row in bent)
     yield "an arm clearly below the teacher", shown or "none", bool(bent)

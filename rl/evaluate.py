@@ -20,13 +20,8 @@ from typing import Any
 
 from rl import stats
 from rl.stats import Estimate, TokenStats
-from rl.tasks.base import Task
+from rl.tasks.base import REFLECTION_WORDS, Task
 from rl.types import Completion, FinishReason, Rollout, RolloutGroup
-
-# DeepSeek-R1 (Nature version): the reflective words whose counts rise 5-7 times during training of R1-Zero.
-REFLECTION_WORDS = (
-    "wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check",
-)  # fmt: skip
 
 LOOP_REPEATS = 4
 LOOP_TOKENS = 24

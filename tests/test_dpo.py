@@ -48,7 +48,10 @@ def make_pairs(count: int = 6) -> list[PreferencePair]:
     rng = random.Random(0)
     pairs = []
     for p in tiny.problems("train", count, (2, 3)):
-        chosen, rejected = tiny.demonstrate(p, "plain", rng), tiny.demonstrate(p, "careful", rng)
+        chosen = tiny.demonstrate(p, "plain", rng)
+        with pytest.MonkeyPatch.context() as patch:  # every step checked: always longer than the chosen one
+            patch.setattr(tiny, "CHECKED", dict.fromkeys(tiny.OPERATIONS, 1.0))
+            rejected = tiny.demonstrate(p, "careful", rng)
         pairs.append(PreferencePair(p.id, p.text, chosen, rejected, 1, 2, PairKind.LONGER))
     return pairs
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl import evaluate
-from rl.evaluate import REFLECTION_WORDS, EvalSummary, PairedDifference, compare, ends_in_loop, summarize, thinks
+from rl.evaluate import EvalSummary, PairedDifference, compare, ends_in_loop, summarize, thinks
 from rl.runs import read_json
 from rl.tasks import tiny
+from rl.tasks.base import REFLECTION_WORDS
 from rl.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
 RIGHT, WRONG, UNDECIDED = Outcome.RIGHT, Outcome.WRONG, Outcome.UNDECIDED

@@ -8,6 +8,11 @@ from hashlib import sha256
 
 from rl.types import Completion, Problem, Verdict
 
+# DeepSeek-R1 (Nature version): the reflective words whose counts rise 5-7 times during training of R1-Zero.
+REFLECTION_WORDS = (
+    "wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

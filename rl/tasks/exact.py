@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rl.tasks.base import Task
+from rl.tasks.base import REFLECTION_WORDS, Task
 from rl.types import Completion, FinishReason, Outcome, Problem, Verdict
 
 _NUMBER = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
@@ -174,8 +174,5 @@ TASK = Task(
     judge=judge,
     answer_of=answer_of,
     verifier_version="exact-1",
-    # DeepSeek-R1 (Nature version): the words whose counts rise five to seven times while R1-Zero is trained.
-    reflection_words=(
-        "wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check",
-    ),
-)  # fmt: skip
+    reflection_words=REFLECTION_WORDS,
+)
