@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 usage or recipe, 3 the doctor found a defect, 4 the run fa
 
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -430,6 +431,10 @@ def doctor(runs: RunsOption = RUNS, as_json: JsonOption = False) -> None:
 
 def main() -> None:
     """The entry point of the `reason` command."""
+    # Small models meet a barrier between threads thousands of times a second. By default each thread spins there for
+    # long, so one other busy process makes a run ten times slower; a short spin costs nothing on an idle machine.
+    # Read by OpenMP when torch is loaded, so it is set before that.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     app()
 
 
