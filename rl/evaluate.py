@@ -165,15 +165,6 @@ def decided_rollouts(group: RolloutGroup) -> list[Rollout]:
     return [rollout for rollout in group.rollouts if rollout.verdict.decided]
 
 
-def mean_tokens_by_level(groups: Sequence[RolloutGroup]) -> dict[int, float]:
-    """Mean tokens per difficulty level, lowest first; problems without a level are left out."""
-    by_level: dict[int, list[int]] = {}
-    for group in groups:
-        if group.problem.level is not None:
-            by_level.setdefault(group.problem.level, []).extend(group.num_tokens)
-    return {level: sum(by_level[level]) / len(by_level[level]) for level in sorted(by_level)}
-
-
 def ends_in_loop(completion: Completion) -> bool:
     """Whether a completion ended by repetition, or its last tokens are one block said again and again.
 

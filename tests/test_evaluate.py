@@ -146,16 +146,6 @@ def test_compare_needs_the_same_problems():
         compare([one], [undecided])
 
 
-def test_mean_tokens_by_level():
-    groups = [
-        make_group(0, make_rollout(RIGHT, 10), level=3),
-        make_group(1, make_rollout(RIGHT, 30), level=2),
-        make_group(2, make_rollout(RIGHT, 20), level=3),
-        make_group(3, make_rollout(RIGHT, 99)),
-    ]
-    assert evaluate.mean_tokens_by_level(groups) == {2: 30.0, 3: 15.0}
-
-
 def completion(ids, reason=FinishReason.LENGTH):
     return Completion("", tuple(ids), (0.0,) * len(ids), reason)
 
