@@ -199,8 +199,8 @@ def _run(recipe: Recipe, targets: list[str] | None, runs: Path, as_json: bool) -
     from recipes.stages import METHODS
     from rl.problems import BadProblems, read_problems
 
-    if recipe.problems.source != "tiny":
-        read_problems(recipe.path.parent / recipe.problems.source)  # bad rows are refused before anything runs
+    if recipe.problems_file is not None:
+        read_problems(recipe.problems_file)  # bad rows are refused before anything runs
     try:
         with open_report() as report:
             results = run_recipe(recipe, root=runs, methods=METHODS, report=report, targets=targets)

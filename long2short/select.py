@@ -13,9 +13,9 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rl.grpo import PreferBrief
 from rl.policy import load_model, load_tokenizer, save_model
 from rl.rollout import sample_groups
+from rl.run_state import PreferBrief
 from rl.runs import write_json
 from rl.samplers.base import SamplingSettings
 from rl.samplers.transformers import TransformersSampler

@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from recipes.keys import StageKeys
 from recipes.loader import Document, Fault, Loc, RecipeError, describe, likely, parse_value
-from recipes.methods import METHOD_KEYS, StageKeys
+from recipes.methods import METHOD_KEYS
 
 
 def listed(words: Iterable[str], most: int = 20) -> str:

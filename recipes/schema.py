@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,26 +21,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from recipes.explain import explain, listed, override, split_key
+from recipes.keys import Count, Keys, Level, SamplingKeys, StageKeys, Temperature, TopP
 from recipes.loader import Document, Fault, RecipeError, describe, likely, read_recipe_file
-from recipes.methods import (
-    METHOD_KEYS,
-    AnyStage,
-    Count,
-    Evaluate,
-    Frontier,
-    Grpo,
-    Keys,
-    Level,
-    Pairs,
-    Pretrain,
-    Sample,
-    SamplingKeys,
-    Sft,
-    Shortest,
-    StageKeys,
-    Temperature,
-    TopP,
-)
+from recipes.methods import METHOD_KEYS, AnyStage, Evaluate, Frontier, Pairs, Pretrain, Sample, Sft, Shortest
+from recipes.presets import fill_in_presets
+from recipes.rl_keys import Grpo
 
 RECIPES_FOLDER = Path(__file__).resolve().parent
 RESERVED = ("name", "description", "seed", "problems", "sampling", "stages")
@@ -53,7 +38,11 @@ class Problems(Keys):
     """The problem set and how much of each of its splits is used."""
 
     source: Annotated[str, Field(min_length=1, max_length=1000)]
-    """`tiny`, or a JSONL file (question, answer): a path that starts with ./ ../ or /, relative to the recipe."""
+    """`tiny`, a JSONL file (question, answer) whose path starts with ./ ../ or /, relative to the recipe, or a stage
+    that makes problems."""
+    task: Literal["exact", "integers"] = "exact"
+    """How answers are judged (the tiny world has its own judge): exact compares texts and numbers, integers reads the
+    last box or number as a whole number."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None
     """Difficulty levels, tiny only [2, 3, 4]."""
     train: Count = 4000
@@ -66,11 +55,8 @@ class Problems(Keys):
     """Appended to every question in the user turn."""
 
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
-        if self.source != "tiny" and not _is_path(self.source):
-            hint = f"; did you mean ./{self.source}?" if "." in self.source else likely(self.source, ["tiny"])
-            yield "source", f"must be tiny or a path that starts with ./ ../ or /, not {self.source[:40]!r}{hint}"
-        if self.source != "tiny" and self.levels is not None:
-            yield "levels", "only the tiny world has levels; remove this key"
+        if self.source == "tiny" and self.task != "exact":
+            yield "task", "the tiny world has its own judge; remove this key"
 
 
 class Sampling(Keys):
@@ -117,8 +103,8 @@ class Reference:
     kind: Literal["stage", "folder", "hub", "file"]
     ref: str  # as written in the recipe; for a stage its name
     key: str  # the key of the stage that names it: "model", "arms.base", "candidates[0]", "problems.source"
-    wants: str  # what it must be: model, pool, traces, pairs, evaluation, problems
-    path: Path | None = None  # absolute, for a folder or a file
+    wants: str  # what it must be: model, pool, traces, pairs, evaluation, problems, file
+    path: Path | None = None  # absolute, for a folder or a file; None for `$NAME/...` where NAME is not set
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +122,7 @@ class Stage:
 
     @property
     def makes(self) -> str | None:
-        """What other stages can read from this one: model, pool, traces, pairs, evaluation, frontier."""
+        """What other stages can read from this one: model, problems, pool, traces, pairs, evaluation, frontier."""
         return self.config.MAKES
 
     def references(self) -> list[Reference]:
@@ -154,6 +140,12 @@ class Recipe:
     problems: Problems
     sampling: Sampling
     stages: dict[str, Stage]  # in running order, the hidden ones before the frontier they belong to
+
+    @property
+    def problems_file(self) -> Path | None:
+        """The JSONL file of problems that the recipe names; None for the tiny world and for a stage that makes them."""
+        source = self.problems.source
+        return (self.path.parent / source).resolve() if _is_path(source) else None
 
     def stage_names(self) -> list[str]:
         """The names of the stages as written in the file, without the hidden ones."""
@@ -180,18 +172,18 @@ class Recipe:
     def part(self, word: Literal["rl", "distill", "long2short"]) -> list[str]:
         """The names of the stages that a command names, without what they need; RecipeError if there is none.
 
-        rl: grpo. distill: traces and the sft on them. long2short: merge, shortest and the sft on it, pairs, dpo,
-        length_rl, select, frontier.
+        rl: grpo. distill: traces, worked_solutions and the sft on them. long2short: merge, shortest and the sft on it,
+        pairs, dpo, length_rl, select, frontier.
         """
         methods = {
             "rl": {"grpo"},
-            "distill": {"traces"},
+            "distill": {"traces", "worked_solutions"},
             "long2short": {"merge", "shortest", "pairs", "dpo", "length_rl", "select", "frontier"},
         }
-        reads = {"rl": "", "distill": "traces", "long2short": "shortest"}[word]
+        reads = {"rl": (), "distill": ("traces", "worked_solutions"), "long2short": ("shortest",)}[word]
         names = []
         for stage in self.stages.values():
-            of_sft = isinstance(stage.config, Sft) and self.stages[stage.config.traces].method == reads
+            of_sft = isinstance(stage.config, Sft) and self.stages[stage.config.traces].method in reads
             if stage.method in methods[word] or of_sft:
                 names.append(stage.name)
         if not names:
@@ -209,6 +201,7 @@ class Recipe:
         if splits := stage.config.splits():
             identity["problems"] = {
                 "source": "tiny" if self.problems.source == "tiny" else "file",
+                "task": self.problems.task,
                 "levels": list(self.problems.levels or ()),
                 "prompt_suffix": self.problems.prompt_suffix,
                 "at_most": {split: getattr(self.problems, split) for split in splits},
@@ -268,6 +261,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), seed: i
     if seed is not None:
         document.values["seed"] = seed
         document.options[("seed",)] = "--seed"
+    fill_in_presets(document.values)
     return _check(document, path)
 
 
@@ -283,8 +277,9 @@ def _check(document: Document, path: Path) -> Recipe:
     problems = file.problems
     if problems.source == "tiny":
         problems = problems.model_copy(update={"levels": problems.levels or TINY_LEVELS})
-    elif not (folder / problems.source).is_file():
-        faults.append(document.fault(("problems", "source"), f"there is no file {problems.source}"))
+    else:
+        found = _problems_with_source(problems, folder, file.stages)
+        faults += [document.fault(("problems", key), message) for key, message in found]
     resolver = _Resolver(document, folder, problems, file.sampling, faults)
     for name, keys in file.stages.items():
         resolver.add(name, keys)
@@ -317,6 +312,32 @@ def read_reference(ref: str, folder: Path, key: str, wants: str) -> Reference:
     return Reference("stage", ref, key, wants)
 
 
+def file_reference(ref: str, folder: Path, key: str) -> Reference:
+    """A file that a stage reads: ./ ../ or / as everywhere, `$NAME/...` in the folder that the environment names.
+
+    Where NAME is not set the path is None: such a recipe can be checked, and the stage that reads the file says what is
+    missing. So a shipped recipe may be about data that nobody may ship.
+    """
+    variable, _, rest = ref.removeprefix("$").partition("/")
+    if not ref.startswith("$"):
+        path = Path(os.path.normpath(folder / ref)) if _is_path(ref) else None
+    else:
+        path = Path(os.path.abspath(os.environ[variable])) / rest if os.environ.get(variable) else None
+    return Reference("file", ref, key, "file", path)
+
+
+def _problems_with_source(problems: Problems, folder: Path, stages: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(key, message) of what is wrong with problems that are not the tiny world's."""
+    source = problems.source
+    if _is_path(source) and not (folder / source).is_file():
+        yield "source", f"there is no file {source}"
+    elif not _is_path(source) and source not in stages:
+        hint = f"; did you mean ./{source}?" if "." in source else likely(source, ["tiny"])
+        yield "source", f"must be tiny, a stage, or a path that starts with ./ ../ or /, not {source[:40]!r}{hint}"
+    if problems.levels is not None:
+        yield "levels", "only the tiny world has levels; remove this key"
+
+
 class _Resolver:
     """Adds stages one by one; a stage can only see those added before it, so there are no cycles."""
 
@@ -335,12 +356,11 @@ class _Resolver:
             fault("", f"{name!r} cannot be the name of a stage: --set {name}=... already means something else")
         keys = self._filled_in(keys, fault)
         inputs = [self._input(name, key, ref, wants, fault) for key, ref, wants in _references(keys)]
-        if keys.splits() and self.problems.source != "tiny":
-            source = read_reference(self.problems.source, self.folder, "problems.source", "problems")
-            inputs.append(Reference("file", source.ref, source.key, source.wants, source.path))
+        problems = self._problems_of(name, fault) if keys.splits() else []
+        inputs += problems
         self._check_pool(keys, fault)
         if isinstance(keys, Frontier):
-            inputs = [self._arm(name, keys, arm, ref) for arm, ref in keys.arms.items()]
+            inputs = [self._arm(name, keys, arm, ref, problems) for arm, ref in keys.arms.items()]
         self.stages[name] = Stage(name, keys, tuple(inputs))
 
     def _filled_in(self, keys: StageKeys, fault: Callable[[str, str], None]) -> StageKeys:
@@ -348,16 +368,39 @@ class _Resolver:
             fault("top_p", f"sampling.top_p is {self.sampling.top_p}, but RL needs 1: write top_p: 1.0 in this stage")
         if isinstance(keys, SamplingKeys):
             values = {key: getattr(keys, key) for key in ("temperature", "top_p", "max_tokens")}
-            return keys.model_copy(
+            keys = keys.model_copy(
                 update={k: getattr(self.sampling, k) if value is None else value for k, value in values.items()}
             )
+            for key, message in keys.problems_with_limits() if isinstance(keys, Grpo) else ():
+                fault(key, message)
+            return keys
         if isinstance(keys, Pretrain) and keys.levels is None:
             if self.problems.levels is None:
                 fault("levels", "required, because the problems are not the tiny world's")
             return keys.model_copy(update={"levels": self.problems.levels})
         return keys
 
+    def _problems_of(self, name: str, fault: Callable[[str, str], None]) -> list[Reference]:
+        """Where a stage gets its problems from, as something that it reads: nothing in the tiny world."""
+        reference = read_reference(self.problems.source, self.folder, "problems.source", "problems")
+        if reference.kind == "folder":
+            return [Reference("file", reference.ref, reference.key, reference.wants, reference.path)]
+        if reference.ref == "tiny" or ("stages", reference.ref) not in self.document.lines:
+            return []  # what is neither was refused before
+        self._check_stage(name, reference, fault)
+        return [reference]
+
+    def _file(self, key: str, ref: str, fault: Callable[[str, str], None]) -> Reference:
+        reference = file_reference(ref, self.folder, key)
+        if reference.path is None and not re.match(r"\$[A-Za-z_][A-Za-z0-9_]*/.", ref):
+            fault(key, f"must be a path that starts with ./ ../ / or $NAME/, not {ref[:60]!r}")
+        elif reference.path is not None and not reference.path.is_file():
+            fault(key, f"there is no file {ref}" + (f" ({reference.path})" if ref.startswith("$") else ""))
+        return reference
+
     def _input(self, name: str, key: str, ref: str, wants: str, fault: Callable[[str, str], None]) -> Reference:
+        if wants == "file":
+            return self._file(key, ref, fault)
         reference = read_reference(ref, self.folder, key, wants)
         if reference.kind == "stage":
             self._check_stage(name, reference, fault)
@@ -409,7 +452,7 @@ class _Resolver:
         if isinstance(keys, Pairs) and pool.config.samples < 2:
             fault("pool", f"stage {pool.name} has 1 sample per problem; a pair takes 2")
 
-    def _arm(self, name: str, keys: Frontier, arm: str, ref: str) -> Reference:
+    def _arm(self, name: str, keys: Frontier, arm: str, ref: str, problems: Sequence[Reference]) -> Reference:
         evaluation = Evaluate(
             method="evaluate",
             model=ref,
@@ -420,10 +463,7 @@ class _Resolver:
             top_p=keys.top_p,
             max_tokens=keys.max_tokens,
         )
-        inputs = [read_reference(ref, self.folder, "model", "model")]
-        if self.problems.source != "tiny":
-            source = read_reference(self.problems.source, self.folder, "problems.source", "problems")
-            inputs.append(Reference("file", source.ref, source.key, source.wants, source.path))
+        inputs = [read_reference(ref, self.folder, "model", "model"), *problems]
         self.stages[f"{name}.{arm}"] = Stage(f"{name}.{arm}", evaluation, tuple(inputs), hidden=True)
         return Reference("stage", f"{name}.{arm}", f"arms.{arm}", "evaluation")
 

@@ -8,33 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from recipes.keys import SamplingKeys, Split
 from recipes.methods import (
     Dpo,
     Evaluate,
     Frontier,
-    Grpo,
-    LengthRl,
+    ImportGguf,
     Merge,
     Pairs,
     Pretrain,
     Sample,
-    SamplingKeys,
     Select,
     Sft,
     Shortest,
-    Split,
     Traces,
+    WordProblems,
+    WorkedSolutions,
 )
+from recipes.rl_keys import Grpo
 from recipes.runner import StageContext, StageFunction
 from recipes.schema import Recipe
-from rl.problems import read_problems
+from rl.problems import BadProblems, read_problems, read_solved_problems
 from rl.runs import append_line, folder_hash, read_json, read_lines, write_json
-from rl.tasks import exact, tiny
+from rl.tasks import exact, integers, tiny
 from rl.tasks.base import Task, split_of
 from rl.types import Problem, RolloutGroup
 
@@ -43,9 +43,17 @@ if TYPE_CHECKING:
     from rl.samplers.base import SamplingSettings
 
 
+PROBLEMS = "problems.jsonl"  # what a stage that makes problems writes
+TASKS: Mapping[str, Task] = {"exact": exact.TASK, "integers": integers.TASK}
+READERS: Mapping[str, Callable[[Path], list[Problem]]] = {
+    "exact": read_problems,
+    "integers": integers.read_integer_problems,
+}
+
+
 def task_of(recipe: Recipe) -> Task:
-    """How the recipe's answers are judged: the tiny world's judge, or the exact one for a file of problems."""
-    return tiny.TASK if recipe.problems.source == "tiny" else exact.TASK
+    """How the recipe's answers are judged: the tiny world's judge, or the one that it names for its own problems."""
+    return tiny.TASK if recipe.problems.source == "tiny" else TASKS[recipe.problems.task]
 
 
 def problems_of(context: StageContext, split: Split, count: int | None = None) -> list[Problem]:
@@ -53,11 +61,13 @@ def problems_of(context: StageContext, split: Split, count: int | None = None) -
     section = context.recipe.problems
     wanted = getattr(section, split)
     wanted = wanted if count is None else min(wanted, count)
-    if context.problems_file is None:
+    if section.source == "tiny":
         return tiny.problems(split, wanted, section.levels or ())
-    chosen = [problem for problem in read_problems(context.problems_file) if split_of(problem) == split][:wanted]
+    path = context.recipe.problems_file or context.inputs[section.source] / PROBLEMS
+    found = READERS[section.task](path)
+    chosen = [problem for problem in found if split_of(problem) == split][:wanted]
     if not chosen:
-        raise ValueError(f"{context.problems_file} has no problem in the {split} split: give it more problems")
+        raise ValueError(f"{path} has no problem in the {split} split: give it more problems")
     return chosen
 
 
@@ -77,7 +87,28 @@ def model_fingerprint(name: str) -> str:
     return hashlib.sha256(json.dumps(folder_hash(folder), sort_keys=True).encode()).hexdigest()
 
 
+def files_of(context: StageContext, where_from: str = "") -> list[Path]:
+    """The files that the running stage reads; BadProblems for one in a folder whose environment variable is not set."""
+    references = [read for read in context.recipe.stages[context.name].references() if read.wants == "file"]
+    for read in references:
+        if read.path is None:
+            name = read.ref.removeprefix("$").partition("/")[0]
+            missing = f"{name} is not set: `export {name}=FOLDER`, the folder with this file. {where_from}"
+            raise BadProblems(read.ref, [(0, missing)])
+    return [read.path for read in references if read.path is not None]
+
+
 # --- making models ----------------------------------------------------------------------------------------------------
+
+
+def import_gguf(context: StageContext) -> None:
+    from rl.gguf import find_gguf
+    from rl.gguf import import_gguf as run
+
+    stage: ImportGguf = context.stage
+    path = find_gguf(stage.package) if stage.package is not None else files_of(context)[0]
+    summary = run(path, context.folder / "model", stage.sha256)
+    write_json(context.folder / "summary.json", summary, "gguf.summary")
 
 
 def pretrain(context: StageContext) -> None:
@@ -107,61 +138,11 @@ def pretrain(context: StageContext) -> None:
 
 
 def grpo(context: StageContext) -> None:
-    from long2short.length_objectives import LengthReward, kimi_length_rewards
-    from rl.advantages import mean_baseline, std_normalized
-    from rl.grpo import OptimSettings, PreferBrief, Schedule, no_shaping, prefer_accurate, prefer_last, train
-    from rl.policy import load_model, load_tokenizer
-    from rl.prompts import prefills_think
-    from rl.rewards import FormatReward, WeightedReward, accuracy_reward
+    from recipes.rl_stage import run_rl, sampling_of
 
     stage: Grpo = context.stage
-    name = context.model(stage.model)
-    tokenizer = load_tokenizer(name)
-    shape = no_shaping
-    if stage.length is not None:
-        shape = LengthReward(
-            partial(kimi_length_rewards, min_spread=stage.length.min_spread),
-            stage.length.weight,
-            stage.length.warmup_steps,
-            stage.length.accuracy_floor,
-        )
-    prefer = prefer_last
-    if stage.keep == "best":
-        prefer = PreferBrief(stage.tolerance) if isinstance(stage, LengthRl) else prefer_accurate
-
-    def report(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        context.progress(step, steps, f"accuracy {metrics['accuracy']:.2f}, {metrics['tokens_mean']:.0f} tokens")
-
-    train(
-        load_model(name, to_train=True),
-        tokenizer,
-        problems_of(context, "train"),
-        problems_of(context, "dev", stage.eval_problems) if stage.eval_every else [],
-        task_of(context.recipe),
-        (
-            WeightedReward("accuracy", accuracy_reward, stage.reward_accuracy),
-            WeightedReward("format", FormatReward(prefills_think(tokenizer)), stage.reward_format),
-        ),
-        settings_of(stage),
-        Schedule(
-            stage.steps, stage.problems_per_step, stage.group_size, stage.eval_every, stage.eval_samples,
-            stage.save_every, stage.stop_at_accuracy,
-        ),
-        OptimSettings(
-            stage.learning_rate, stage.weight_decay, stage.betas, stage.max_grad_norm, stage.updates_per_step,
-            stage.epsilon_low, stage.epsilon_high, stage.micro_batch_tokens,
-        ),
-        context.folder,
-        seed=context.seed,
-        shape=shape,
-        advantage_rule=std_normalized if stage.normalize_std else mean_baseline,
-        prefer=prefer,
-        ref_model=load_model(name) if stage.kl_coefficient > 0 else None,
-        kl_coefficient=stage.kl_coefficient,
-        prompt_suffix=context.recipe.problems.prompt_suffix,
-        batch_size=context.recipe.sampling.batch_size,
-        report=report,
-    )  # fmt: skip
+    dev = problems_of(context, "dev", stage.eval_problems) if stage.eval_every else []
+    run_rl(context, problems_of(context, "train"), dev, task_of(context.recipe), sampling_of(stage))
 
 
 def sft(context: StageContext) -> None:
@@ -360,6 +341,37 @@ def pairs(context: StageContext) -> None:
     write_json(context.folder / "summary.json", selection.summary(), "pairs.summary")
 
 
+# --- problems and their solutions -------------------------------------------------------------------------------------
+
+
+def word_problems(context: StageContext) -> None:
+    from rl.tasks.word_problems import WHERE_FROM, select_problems, write_problems
+
+    stage: WordProblems = context.stage
+    selection = select_problems(files_of(context, WHERE_FROM), stage.max_steps)
+    write_problems(context.folder / PROBLEMS, selection.problems)
+    write_json(context.folder / "summary.json", selection.summary(), "problems.summary")
+
+
+def worked_solutions(context: StageContext) -> None:
+    from distill.rewrite import rewrite_solutions
+    from distill.traces import write_traces
+    from rl.policy import load_tokenizer
+    from rl.prompts import prefills_think
+
+    stage: WorkedSolutions = context.stage
+    tokenizer = load_tokenizer(context.model(stage.model))
+    selection = rewrite_solutions(
+        read_solved_problems(context.inputs[stage.problems] / PROBLEMS),
+        count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        prefilled=prefills_think(tokenizer),
+        forbidden=frozenset(tokenizer.all_special_tokens),
+        count=stage.count,
+    )
+    write_traces(context.folder / "traces.jsonl", selection.traces)
+    write_json(context.folder / "summary.json", selection.summary(), "traces.summary")
+
+
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
@@ -437,4 +449,7 @@ METHODS: dict[str, StageFunction] = {
     "select": select,
     "evaluate": evaluate,
     "frontier": frontier,
+    "import_gguf": import_gguf,
+    "word_problems": word_problems,
+    "worked_solutions": worked_solutions,
 }

@@ -40,8 +40,13 @@ FAULT_POINTS: tuple[str, ...] = (
     "traces.summary",
     "pairs.summary",
     "merge.summary",
+    "gguf.summary",
+    "problems.summary",
     # rl/tasks/tiny_models.py
     "pretrain.model",
+    # rl/gguf.py, rl/tasks/word_problems.py
+    "gguf.model",
+    "problems.write",
     # rl/policy.py: a model folder
     "model.tokenizer",
     # rl/grpo.py
@@ -50,6 +55,7 @@ FAULT_POINTS: tuple[str, ...] = (
     "grpo.state",  # weights and moments of a checkpoint are there, its step is not
     "grpo.model",  # training is over, the model has not its final name
     "grpo.summary",
+    "grpo.refused",  # the groups of a refused step are about to be written
     # distill/
     "traces.write",
     "sft.checkpoint",

@@ -51,7 +51,12 @@ def read_problems(path: str | Path) -> list[Problem]:
 
     An id that is not given is a hash of the question, so it stays when lines are added, moved or removed.
     """
-    problems: list[Problem] = []
+    return [problem for problem, _ in read_solved_problems(path)]
+
+
+def read_solved_problems(path: str | Path) -> list[tuple[Problem, str]]:
+    """As `read_problems`, each with its worked solution: what stands before `####` in its answer, else ""."""
+    problems: list[tuple[Problem, str]] = []
     bad: list[tuple[int, str]] = []
     seen: dict[str, int] = {}
     line = 0
@@ -59,14 +64,14 @@ def read_problems(path: str | Path) -> list[Problem]:
         with open(path, "rb") as file:
             for line, data in enumerate(_lines(file), start=1):
                 try:
-                    problem = _problem(data, f"{path}:{line}", first=line == 1)
+                    problem, solution = _problem(data, f"{path}:{line}", first=line == 1)
                     if problem.id in seen:
                         raise _BadRow(f"the same id or question as line {seen[problem.id]} (id {problem.id[:80]!r})")
                 except _BadRow as reason:
                     bad.append((line, str(reason)))
                 else:
                     seen[problem.id] = line
-                    problems.append(problem)
+                    problems.append((problem, solution))
     except OSError as error:
         raise BadProblems(path, [(0, f"cannot be read: {error.strerror}")]) from None
     if bad:
@@ -87,7 +92,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
             yield data.rstrip(b"\r\n")
 
 
-def _problem(data: bytes | None, source: str, first: bool) -> Problem:
+def _problem(data: bytes | None, source: str, first: bool) -> tuple[Problem, str]:
     if data is None:
         raise _BadRow(f"the line is longer than {MAX_LINE_BYTES:,} bytes")
     row = _row(data, first)
@@ -95,17 +100,18 @@ def _problem(data: bytes | None, source: str, first: bool) -> Problem:
     if missing:
         fields = ", ".join(str(key)[:40] for key in list(row)[:8]) or "none"
         raise _BadRow(f"no {' and no '.join(missing)} (the fields are: {fields})")
-    question, answer = _text(row, "question"), _gold(_text(row, "answer", numbers=True))
+    question, (solution, answer) = _text(row, "question"), _solved(_text(row, "answer", numbers=True))
     identity = _text(row, "id", numbers=True) if row.get("id") is not None else None
     if identity is not None and len(identity) > 200:
         raise _BadRow("id is longer than 200 characters")
-    return Problem(
+    problem = Problem(
         id=identity if identity is not None else sha256(question.encode()).hexdigest()[:16],
         question=(TextPart(question),),
         answer=answer,
         source=source,
         level=_level(row.get("level")),
     )
+    return problem, solution
 
 
 def _row(data: bytes, first: bool) -> dict[str, Any]:
@@ -162,12 +168,12 @@ def _text(row: dict[str, Any], key: str, numbers: bool = False) -> str:
     return str(value)
 
 
-def _gold(answer: str) -> str:
-    """`_gold("48 / 2 = 24\\n#### 24") == "24"`; an answer without `####` is the answer as it is."""
-    _, mark, gold = answer.rpartition("####")
+def _solved(answer: str) -> tuple[str, str]:
+    """Worked solution and answer: `_solved("4 / 2 = 2\\n#### 2") == ("4 / 2 = 2", "2")`, `_solved("2") == ("", "2")`"""
+    solution, mark, gold = answer.rpartition("####")
     if mark and not gold.strip():
         raise _BadRow("answer has nothing after ####")
-    return gold.strip() if mark else answer
+    return (solution.strip(), gold.strip()) if mark else ("", answer)
 
 
 def _level(value: Any) -> int | None:

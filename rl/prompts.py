@@ -11,6 +11,24 @@ if TYPE_CHECKING:
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
+ANSWER_OPEN = "<answer>"
+ANSWER_CLOSE = "</answer>"
+
+# For a base model without a chat template, after R1-Zero's (2501.12948, section 2.2 and table 1): a plain conversation
+# that constrains the structure and gives no hint how to reason. The wording is ours; the tags, their order and the
+# ending are the paper's.
+R1_ZERO_TEMPLATE = (
+    "{{ bos_token if bos_token }}"
+    "This is a conversation in which a User asks and an Assistant answers. The Assistant thinks the problem through "
+    "first and answers after that. Its reasoning stands between <think> and </think>, its answer between <answer> and "
+    "</answer>: <think> the reasoning </think> <answer> the answer </answer>.\n"
+    "{% for message in messages %}"
+    "{% if message.role == 'assistant' %}Assistant: {{ message.content }}{{ eos_token }}\n"
+    "{% else %}User: {{ message.content }}\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+TEMPLATES = {"r1-zero": R1_ZERO_TEMPLATE}
 
 
 def render_text(tokenizer: PreTrainedTokenizerBase, problem: Problem, suffix: str = "") -> str:
@@ -36,3 +54,15 @@ def prefills_think(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the template has already opened `<think>` when the model begins to write (as R1's students do)."""
     probe = Problem(id="probe", question=(), answer="")
     return render_text(tokenizer, probe).rstrip().endswith(THINK_OPEN)
+
+
+def give_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> bool:
+    """Give a tokenizer that has no chat template the one of that name; whether it did. Its own always stays.
+
+    From then on the template belongs to the tokenizer: it is saved with the model, and every later stage renders the
+    prompts that the model was trained on.
+    """
+    if name is None or tokenizer.chat_template is not None:
+        return False
+    tokenizer.chat_template = TEMPLATES[name]
+    return True

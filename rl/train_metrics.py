@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
+from rl.ranks import ALONE, Ranks
 from rl.evaluate import count_words
+from rl.mismatch import Mismatch
 from rl.rewards import mean_parts
 from rl.tasks.base import Task
 from rl.types import FinishReason, RolloutGroup
@@ -49,9 +51,11 @@ def rollout_metrics(groups: Sequence[RolloutGroup], task: Task) -> dict[str, flo
     """Reward, accuracy, lengths, truncation and reflection words of one step's rollouts.
 
     `spread_tokens` is the mean over groups of (longest − shortest): once it is near zero a length reward has nothing to
-    choose from. `signal_share`: groups whose total rewards differ.
+    choose from. `signal_share`: groups whose total rewards differ. {} without groups.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    if not rollouts:  # partial rollouts: nothing has closed yet
+        return {}
     decided = [rollout for rollout in rollouts if rollout.verdict.decided]
     lengths = np.array([rollout.num_tokens for rollout in rollouts])
     words = [sum(count_words(r.completion.text, task.reflection_words).values()) for r in rollouts]
@@ -64,43 +68,54 @@ def rollout_metrics(groups: Sequence[RolloutGroup], task: Task) -> dict[str, flo
         "tokens_median": float(np.median(lengths)),
         "tokens_p95": float(np.percentile(lengths, 95)),
         "truncated": float(np.mean([r.completion.finish_reason is FinishReason.LENGTH for r in rollouts])),
+        "repetition": float(np.mean([r.completion.finish_reason is FinishReason.REPETITION for r in rollouts])),
         "spread_tokens": float(np.mean([max(group.num_tokens) - min(group.num_tokens) for group in groups])),
         "signal_share": float(np.mean([max(group.rewards) > min(group.rewards) for group in groups])),
         "reflection_words": float(np.mean(words)),
     }
 
 
-@dataclass(slots=True)
 class UpdateMetrics:
-    """Sums over the micro-batches of a step, turned into means per trained token at its end."""
+    """Sums over the micro-batches of a step, kept on the device, turned into means per trained token at its end."""
 
-    loss: float = 0.0
-    tokens: float = 0.0
-    entropy: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-    grad_norms: list[float] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.mismatch = Mismatch()
+        self._sums: dict[str, torch.Tensor] = {}
+        self._grad_norms: list[torch.Tensor] = []
 
     def add(
-        self, loss: torch.Tensor, sums: dict[str, torch.Tensor], entropies: torch.Tensor, mask: torch.Tensor
+        self, loss: torch.Tensor, sums: Mapping[str, torch.Tensor], entropies: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        self.loss += loss.item()
-        self.tokens += mask.sum().item()
-        self.entropy += torch.where(mask > 0, entropies, 0.0).sum().item()
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+        """One micro-batch: its share of the loss, the objective's sums, (B, T) entropies and mask."""
+        own = {
+            "loss": loss.detach(),
+            "trained_tokens": (mask > 0).sum(),
+            "entropy": torch.where(mask > 0, entropies, 0.0).sum(),
+            **sums,
+        }
+        for name, value in own.items():
+            value = value.detach().double()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    @property
+    def num_updates(self) -> int:
+        return len(self._grad_norms)
 
     def add_update(self, grad_norm: torch.Tensor) -> None:
-        self.grad_norms.append(grad_norm.item())
+        self._grad_norms.append(grad_norm.detach())
 
-    def means(self) -> dict[str, float]:
-        """Empty when no row had signal, so that nothing is reported as zero that was not measured."""
-        if not self.grad_norms:
+    def means(self, ranks: Ranks = ALONE) -> dict[str, float]:
+        """Over all ranks. Empty when no row had signal, so that nothing is reported as zero that was not measured."""
+        if not self._grad_norms:
             return {}
-        names = {"clipped": "clip_share", "ratio_error": "ratio_error", "kl": "kl"}
+        names = ranks.names(self._sums)
+        totals = ranks.sum([float(self._sums[name]) if name in self._sums else 0.0 for name in names])
+        found = dict(zip(names, totals, strict=True))
+        loss, tokens = found.pop("loss"), found.pop("trained_tokens")
         return {
-            "loss": self.loss / len(self.grad_norms),
-            "entropy": self.entropy / self.tokens,
-            "grad_norm": float(np.mean(self.grad_norms)),
-            "trained_tokens": self.tokens,
-            **{names[name]: value / self.tokens for name, value in self.sums.items()},
+            "loss": loss / len(self._grad_norms),
+            "grad_norm": float(np.mean([float(norm) for norm in self._grad_norms])),
+            "trained_tokens": tokens,
+            **{name: value / tokens for name, value in found.items()},
+            **self.mismatch.means(ranks),
         }

@@ -75,6 +75,21 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a completion that one policy version sampled in one go.
+
+    A completion that was continued over several iterations (partial rollouts, Kimi k1.5, 2501.12599, section 2.6) has
+    several, in order; their `num_tokens` sum to the completion's.
+
+    Example: 40 tokens drawn at version 7 that stay out of the loss: `Segment(40, policy_version=7, trained=False)`.
+    """
+
+    num_tokens: int
+    policy_version: int
+    trained: bool = True  # whether the policy loss is taken on these tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """What the sampler returned for one prompt: token in, token out.
 
@@ -90,17 +105,30 @@ class Completion:
     token_ids: tuple[int, ...]  # (T,)
     sampler_logprobs: tuple[float, ...]  # (T,), nats
     finish_reason: FinishReason
-    policy_version: int = 0  # how many optimizer steps the sampling policy had taken
+    policy_version: int = 0  # how many optimizer steps the policy that drew the last token had taken
+    segments: tuple[Segment, ...] = ()  # empty for a completion drawn in one go
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.sampler_logprobs):
             raise ValueError(
                 f"{len(self.token_ids)} token ids but {len(self.sampler_logprobs)} sampler log-probs in one completion"
             )
+        if self.segments and sum(segment.num_tokens for segment in self.segments) != len(self.token_ids):
+            raise ValueError(
+                f"segments of {[segment.num_tokens for segment in self.segments]} tokens do not add up to the "
+                f"{len(self.token_ids)} tokens of their completion"
+            )
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def trained(self) -> tuple[bool, ...]:
+        """Which tokens the policy loss is taken on, (T,): all of them, unless a segment says no."""
+        if not self.segments:
+            return (True,) * self.num_tokens
+        return tuple(segment.trained for segment in self.segments for _ in range(segment.num_tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +178,12 @@ class RolloutGroup:
 
     def with_rewards(self, rewards: list[float]) -> RolloutGroup:
         """The same group with other rewards; refuses a non-finite one, since a NaN must never become a number."""
+        rollouts = tuple(replace(r, reward=reward) for r, reward in zip(self.rollouts, rewards, strict=True))
+        group = replace(self, rollouts=rollouts)
         bad = [reward for reward in rewards if not math.isfinite(reward)]
         if bad:
-            raise ValueError(f"problem {self.problem.id}: reward {bad[0]} is not a finite number")
-        rollouts = tuple(replace(r, reward=reward) for r, reward in zip(self.rollouts, rewards, strict=True))
-        return replace(self, rollouts=rollouts)
+            raise NonFiniteReward(group, bad[0])
+        return group
 
     def require_complete(self, what: str) -> None:
         """Refuse a group with aborted samples: its lengths are censored, so every statistic on it is biased."""
@@ -164,3 +193,11 @@ class RolloutGroup:
                 f"{what} cannot use problem {self.problem.id}: {aborted} of {len(self.rollouts)} samples were aborted; "
                 "only shortest selection reads such groups"
             )
+
+
+class NonFiniteReward(ValueError):
+    """A reward that is not a number. `group` holds it, for whoever writes it down."""
+
+    def __init__(self, group: RolloutGroup, reward: float) -> None:
+        super().__init__(f"problem {group.problem.id}: reward {reward} is not a finite number")
+        self.group = group

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before any test module imports torch or transformers.
@@ -35,3 +35,60 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = make_tokenizer()
     save_model(make_model(hidden=32, layers=1, heads=2, tokenizer=tokenizer, seed=0), tokenizer, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def train_rl() -> Callable[..., None]:
+    """`train_rl(model_folder, folder, steps=4, ...)`: an RL run on the tiny world, every part of it replaceable."""
+    import torch
+
+    from rl.collect import Collector, RolloutSettings, no_shaping
+    from rl.curriculum import Shuffled
+    from rl.grpo import Judge, Schedule, train
+    from rl.learner import Learner, OptimSettings
+    from rl.objectives import dapo
+    from rl.policy import PolicyModel, load_model, load_tokenizer
+    from rl.rewards import FormatReward, WeightedReward, accuracy_reward
+    from rl.samplers.base import SamplingSettings
+    from rl.samplers.transformers import TransformersSampler
+    from rl.schedules import constant
+    from rl.tasks import tiny
+
+    rule_rewards = (
+        WeightedReward("accuracy", accuracy_reward, 1.0),
+        WeightedReward("format", FormatReward(True), 0.5),
+    )
+
+    def run(
+        model_folder, folder, steps=4, *, per_step=4, group=4, max_tokens=16, train_problems=12, dev_problems=4,
+        eval_every=0, save_every=2, objective=None, optim=None, rewards=rule_rewards, shape=no_shaping, seed=5,
+        source=Shuffled, limits=None, dynamic_rounds=0, budget=None, train_old_segments=True, with_reference=False,
+        recompute_old=False, temperature=1.0, stop_repetition=None, wrap=lambda sampler: sampler, **changes,
+    ):  # fmt: skip
+        folder.mkdir(exist_ok=True, parents=True)
+        model, tokenizer = load_model(model_folder, to_train=True), load_tokenizer(model_folder)
+        optim = optim or OptimSettings(learning_rate=1e-3)
+        policy = PolicyModel(model)
+        learner = Learner(
+            policy,
+            torch.optim.AdamW(
+                policy.parameters(), lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
+            ),
+            objective or dapo(), optim, temperature,
+            reference=PolicyModel(load_model(model_folder)) if with_reference else None, recompute_old=recompute_old,
+        )  # fmt: skip
+        sampling = SamplingSettings(temperature, max_tokens=max_tokens, stop_repetition=stop_repetition)
+        collector = Collector(
+            wrap(TransformersSampler(model, tokenizer)), tokenizer,
+            source(tiny.problems("train", train_problems), seed), tiny.TASK, rewards,
+            RolloutSettings(
+                per_step, group, sampling, limits or constant(max_tokens), dynamic_rounds, budget, train_old_segments
+            ),
+            seed=seed, shape=shape,
+        )  # fmt: skip
+        train(
+            learner, collector, Judge(tiny.problems("dev", dev_problems), tiny.TASK, sampling), tokenizer,
+            Schedule(steps, eval_every, save_every=save_every), folder, seed=seed, **changes,
+        )  # fmt: skip
+
+    return run

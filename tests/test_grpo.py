@@ -1,4 +1,4 @@
-"""The GRPO step: the same gradient however the batch is cut, padded or ordered; exact resume; guards."""
+"""The loop: exact resume with everything on, dynamic and partial sampling, refused steps, what is kept and logged."""
 
 import json
 from dataclasses import replace
@@ -8,154 +8,39 @@ import torch
 from safetensors.torch import load_file
 
 from long2short.length_objectives import LengthReward, kimi_length_rewards
-from rl.advantages import mean_baseline
-from rl.batching import collate, micro_batches, training_rows
-from rl.grpo import (
-    OptimSettings,
-    PreferBrief,
-    Schedule,
-    decided_tokens,
-    draw_problems,
-    prefer_accurate,
-    split_groups,
-    train,
-    update_policy,
-)
-from rl.policy import load_model, load_tokenizer
-from rl.rewards import FormatReward, WeightedReward, accuracy_reward, score
-from rl.rollout import sample_groups
-from rl.samplers.base import SamplingSettings
-from rl.samplers.transformers import TransformersSampler
-from rl.tasks import tiny
-from rl.train_metrics import DevScore, UpdateMetrics
-from rl.types import Outcome, Verdict
+from rl.curriculum import Prioritized
+from rl.faults import FaultRaised, reset_faults
+from rl.grpo import split
+from rl.kl import KLTerm, k3_corrected
+from rl.learner import OptimSettings
+from rl.objectives import dapo, kimi
+from rl.policy import load_model
+from rl.refusal import StepRefused
+from rl.rewards import WeightedReward
+from rl.run_state import PreferBrief, prefer_accurate
+from rl.schedules import StepSchedule
+from rl.train_metrics import DevScore
 
-OPTIM = OptimSettings(learning_rate=1e-3)
+SPEEDS = ("rollout_tokens_per_second", "train_tokens_per_second", "step_seconds")
 
 
-@pytest.fixture
-def scene(tiny_model_folder):
-    """A made model, its tokenizer and four groups of four whose rewards are their lengths, so that all have signal."""
-    model, tokenizer = load_model(tiny_model_folder), load_tokenizer(tiny_model_folder)
-    sampler = TransformersSampler(model, tokenizer)
-    groups = sample_groups(
-        sampler, tokenizer, tiny.problems("train", 4), tiny.TASK, 4, SamplingSettings(max_tokens=24), seed=0
-    )
-    groups = [group.with_rewards([float(n) for n in group.num_tokens]) for group in groups]
-    assert all(max(group.num_tokens) > min(group.num_tokens) for group in groups)
-    return model, tokenizer, groups
+def results(folder):
+    """The final weights and the metrics, without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines]
+    return load_file(folder / "model" / "model.safetensors"), kept
 
 
-def gradients(model, tokenizer, rows, num_tokens, optim=OPTIM):
-    """The accumulated gradient of one update, read off a plain SGD step of size 1."""
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    optim = replace(optim, max_grad_norm=1e9)
-    update_policy(model, optimizer, rows, num_tokens, optim, 1.0, tokenizer.pad_token_id, UpdateMetrics())
-    found = {name: before[name] - p.detach() for name, p in model.named_parameters()}
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(before[name])
-    return found
+def same_weights(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def assert_same(left, right, tolerance=1e-6):
-    scale = max(value.abs().max() for value in left.values())
-    assert scale > 0
-    for name in left:
-        assert (left[name] - right[name]).abs().max() <= tolerance * max(scale, 1), name
-
-
-def test_micro_batches_do_not_change_the_gradient(scene):
-    model, tokenizer, groups = scene
-    rows, tokens = training_rows(groups, mean_baseline), decided_tokens(groups)
-    whole = gradients(model, tokenizer, rows, tokens)
-    for budget in (50, 120, 300):
-        cut = replace(OPTIM, micro_batch_tokens=budget)
-        assert len(micro_batches(rows, budget)) > 1
-        assert_same(whole, gradients(model, tokenizer, rows, tokens, cut))
-
-
-def test_order_within_and_between_groups_does_not_change_the_gradient(scene):
-    model, tokenizer, groups = scene
-    whole = gradients(model, tokenizer, training_rows(groups, mean_baseline), decided_tokens(groups))
-    turned = [replace(group, rollouts=group.rollouts[::-1]) for group in groups[::-1]]
-    assert_same(whole, gradients(model, tokenizer, training_rows(turned, mean_baseline), decided_tokens(turned)))
-
-
-def test_padding_does_not_change_the_loss(scene):
-    model, tokenizer, groups = scene
-    rows = training_rows(groups, mean_baseline)
-    short = min(rows, key=lambda row: row.num_tokens)
-    alone = collate([short], tokenizer.pad_token_id)
-    padded = collate([short, max(rows, key=lambda row: row.num_tokens)], tokenizer.pad_token_id)
-    assert padded.num_completion > alone.num_completion
-    from rl.policy import token_logprobs
-
-    def logprobs(batch):
-        return token_logprobs(model, batch.input_ids, batch.attention_mask, batch.num_completion, 1.0)[0]
-
-    assert torch.allclose(logprobs(alone)[0], logprobs(padded)[0, : short.num_tokens], atol=1e-6)
-    assert padded.completion_mask[0].sum() == short.num_tokens
-
-
-def test_groups_without_signal_only_cost_time(scene):
-    model, tokenizer, groups = scene
-    flat = [groups[0].with_rewards([1.0] * 4), *groups[1:]]
-    assert len(training_rows(flat, mean_baseline)) == 12
-    kept = training_rows(flat, mean_baseline, keep_constant=True)
-    assert len(kept) == 16
-    dropped = gradients(model, tokenizer, training_rows(flat, mean_baseline), decided_tokens(flat))
-    assert_same(dropped, gradients(model, tokenizer, kept, decided_tokens(flat)))
-
-
-def test_undecided_rollouts_leave_the_baseline(scene):
-    _, _, groups = scene
-    first = groups[0]
-    undecided = replace(first.rollouts[0], verdict=Verdict(Outcome.UNDECIDED, "timeout"), reward=1e9)
-    rows = training_rows([replace(first, rollouts=(undecided, *first.rollouts[1:]))], mean_baseline)
-    assert len(rows) == 3
-    assert sum(row.advantage for row in rows) == pytest.approx(0)
-
-
-def test_a_row_over_the_budget_is_refused(scene):
-    _, _, groups = scene
-    with pytest.raises(ValueError, match="micro_batch_tokens = 10"):
-        micro_batches(training_rows(groups, mean_baseline), 10)
-
-
-def test_micro_batches_pad_little_and_lose_nothing(scene):
-    _, _, groups = scene
-    rows = training_rows(groups, mean_baseline)
-    batches = micro_batches(rows, 150)
-    assert sorted(id(row) for batch in batches for row in batch) == sorted(id(row) for row in rows)
-    for batch in batches:
-        width = max(len(r.prompt_ids) for r in batch) + max(r.num_tokens for r in batch)
-        assert len(batch) * width <= 150
-
-
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(scene):
-    model, tokenizer, groups = scene
-    rows = [replace(row, advantage=float("nan")) for row in training_rows(groups, mean_baseline)]
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with pytest.raises(FloatingPointError, match="loss is nan"):
-        gradients(model, tokenizer, rows, decided_tokens(groups))
-    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
-
-
-def test_problems_come_in_seeded_epochs_that_skip_nothing():
-    problems = tiny.problems("train", 10)
-    drawn = [p.id for step in range(1, 6) for p in draw_problems(problems, step, 4, seed=1)]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == sorted(p.id for p in problems)
-    assert drawn[:10] != drawn[10:]
-    assert [p.id for p in draw_problems(problems, 3, 4, seed=1)] == drawn[8:12]
-
-
-def test_split_groups_uses_every_group_once(scene):
-    _, _, groups = scene
-    parts = split_groups(groups, 2, seed=0)
-    assert [len(part) for part in parts] == [2, 2]
-    assert {id(group) for part in parts for group in part} == {id(group) for group in groups}
+def test_split_uses_every_group_once():
+    assert split(5, 1, seed=0) == [[0, 1, 2, 3, 4]]
+    parts = split(6, 3, seed=0)
+    assert [len(part) for part in parts] == [2, 2, 2]
+    assert sorted(i for part in parts for i in part) == list(range(6))
+    assert parts != split(6, 3, seed=1)
 
 
 def test_which_model_is_kept():
@@ -168,67 +53,199 @@ def test_which_model_is_kept():
     assert prefer_accurate(start, brief, start) and not prefer_accurate(brief, start, start)
 
 
-REWARDS = (WeightedReward("accuracy", accuracy_reward, 1.0), WeightedReward("format", FormatReward(True), 0.5))
+def is_long(rollout):
+    """A reward with which some groups have signal and others not."""
+    return float(rollout.num_tokens > 8)
 
 
-def run(model_folder, folder, steps=4, **changes):
-    """A few steps with everything on: two updates a step, a length reward, KL, evaluation, checkpoints each 2 steps."""
-    folder.mkdir(exist_ok=True)
-    model, tokenizer = load_model(model_folder), load_tokenizer(model_folder)
-    train(
-        model, tokenizer, tiny.problems("train", 12), tiny.problems("dev", 4), tiny.TASK, REWARDS,
-        SamplingSettings(max_tokens=16), Schedule(steps, 4, 4, eval_every=2, save_every=2),
-        OptimSettings(learning_rate=1e-3, updates_per_step=2), folder, seed=5,
-        shape=LengthReward(kimi_length_rewards, 0.5), prefer=prefer_accurate,
-        ref_model=load_model(model_folder), kl_coefficient=0.01, **changes,
-    )  # fmt: skip
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    drop = ("rollout_tokens_per_second", "train_tokens_per_second", "step_seconds")
-    return load_file(folder / "model" / "model.safetensors"), [
-        {k: v for k, v in line.items() if k not in drop} for line in lines
-    ]
+# Everything that a checkpoint must hold, in two runs: plain rollouts with reference, KL, length reward, evaluations and
+# priorities; and partial rollouts with Kimi's surrogate and its optimizer reset.
+EVERYTHING = {
+    "plain": {
+        "objective": replace(dapo(), kl=KLTerm(k3_corrected, 0.01)),
+        "optim": OptimSettings(learning_rate=1e-3, updates_per_step=2, warmup_steps=6),
+        "with_reference": True,
+        "refresh_every": 5,
+        "shape": LengthReward(kimi_length_rewards, 0.5),
+        "source": Prioritized,
+        "limits": StepSchedule(((1, 10), (4, 16))),
+        "prefer": prefer_accurate,
+        "eval_every": 4,
+    },
+    "partial": {
+        "objective": kimi(0.1),
+        "optim": OptimSettings(learning_rate=1e-3, updates_per_step=2, reset_optimizer=True),
+        "budget": 5,
+        "train_old_segments": False,
+    },
+    "dynamic": {
+        "dynamic_rounds": 3,
+        "rewards": (WeightedReward("long", is_long, 1.0),),
+        "eval_every": 3,
+        "prefer": PreferBrief(0.1),
+    },
+}
 
 
-@pytest.mark.parametrize("site", ["grpo.step:4:raise", "grpo.update:6:raise", "checkpoint.commit:1:raise"])
-def test_an_interrupted_run_ends_in_the_same_bits(tiny_model_folder, tmp_path, monkeypatch, site):
-    weights, lines = run(tiny_model_folder, tmp_path / "whole")
-    from rl.faults import FaultRaised, reset_faults
+@pytest.fixture(scope="module")
+def whole(tiny_model_folder, train_rl, tmp_path_factory):
+    """The uninterrupted runs of 12 steps."""
+    found = {}
+    for name, settings in EVERYTHING.items():
+        folder = tmp_path_factory.mktemp(name)
+        train_rl(tiny_model_folder, folder, 12, save_every=3, **settings)
+        found[name] = results(folder)
+    return found
 
+
+@pytest.mark.parametrize("kind", sorted(EVERYTHING))
+@pytest.mark.parametrize("step", range(1, 13))
+def test_a_run_interrupted_at_any_step_ends_in_the_same_bits(
+    tiny_model_folder, train_rl, tmp_path, monkeypatch, whole, kind, step
+):
+    """Interrupted before the rollout of the step, or in the middle of its updates."""
+    weights, lines = whole[kind]
+    site = f"grpo.update:{step}:raise" if step % 2 == 0 else f"grpo.step:{step}:raise"
     monkeypatch.setenv("REASON_FAULT", site)
     reset_faults()
     with pytest.raises(FaultRaised):
-        run(tiny_model_folder, tmp_path / "cut")
+        train_rl(tiny_model_folder, tmp_path, 12, save_every=3, **EVERYTHING[kind])
     monkeypatch.delenv("REASON_FAULT")
-    again, more = run(tiny_model_folder, tmp_path / "cut")
-    assert [line["step"] for line in more] == [1, 2, 3, 4]
+    train_rl(tiny_model_folder, tmp_path, 12, save_every=3, **EVERYTHING[kind])
+    again, more = results(tmp_path)
+    assert [line["step"] for line in more] == list(range(1, 13))
     assert more == lines
-    assert weights.keys() == again.keys()
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert same_weights(weights, again)
 
 
-def test_metrics_hold_what_a_reader_looks_for(tiny_model_folder, tmp_path):
-    _, lines = run(tiny_model_folder, tmp_path / "run", steps=2)
+class StopsInTheMiddle:
+    """A sampler that dies in its n-th call after half of the requests were drawn."""
+
+    def __init__(self, sampler, call):
+        self.sampler, self.left = sampler, call
+
+    def __getattr__(self, name):
+        return getattr(self.sampler, name)
+
+    @property
+    def policy_version(self):
+        return self.sampler.policy_version
+
+    @policy_version.setter
+    def policy_version(self, version):
+        self.sampler.policy_version = version
+
+    def sample(self, requests, settings, report=lambda finished: None):
+        self.left -= 1
+        if self.left == 0:
+            self.sampler.sample(requests[: len(requests) // 2], settings, report)
+            raise FaultRaised("in the middle of a rollout")
+        return self.sampler.sample(requests, settings, report)
+
+
+@pytest.mark.parametrize("kind", sorted(EVERYTHING))
+def test_a_run_interrupted_within_a_rollout_ends_in_the_same_bits(tiny_model_folder, train_rl, tmp_path, whole, kind):
+    with pytest.raises(FaultRaised):
+        train_rl(
+            tiny_model_folder, tmp_path, 12, save_every=3, **EVERYTHING[kind],
+            wrap=lambda sampler: StopsInTheMiddle(sampler, 7),
+        )  # fmt: skip
+    train_rl(tiny_model_folder, tmp_path, 12, save_every=3, **EVERYTHING[kind])
+    again, more = results(tmp_path)
+    assert more == whole[kind][1]
+    assert same_weights(whole[kind][0], again)
+
+
+def test_the_parts_were_really_on(whole):
+    plain, partial, dynamic = (whole[kind][1] for kind in ("plain", "partial", "dynamic"))
+    assert max(line["kl"] for line in plain) > 0
+    assert {"dev_accuracy", "dev_tokens"} <= plain[3].keys()
+    assert plain[0]["tokens_mean"] <= 10 < max(line["tokens_p95"] for line in plain[3:])
+    assert max(line["open_completions"] for line in partial) > 0
+    assert max(line["stale_versions_max"] for line in partial) == 0  # only the last segment is trained
+    assert max(line["dynamic_rounds"] for line in dynamic) > 1
+    assert sum(line["dropped_all_wrong"] for line in dynamic) > 0
+    assert all("loss" in line for line in dynamic)
+
+
+def test_metrics_hold_what_a_reader_looks_for(whole):
     wanted = {
         "step", "reward", "accuracy", "reward_accuracy", "reward_format", "tokens_mean", "tokens_median", "tokens_p95",
-        "truncated", "spread_tokens", "signal_share", "reflection_words", "loss", "entropy", "clip_share", "kl",
-        "grad_norm",
+        "truncated", "repetition", "spread_tokens", "signal_share", "reflection_words", "loss", "entropy", "clip_share",
+        "kl", "grad_norm", "mismatch_mean", "mismatch_max",
     }  # fmt: skip
-    assert wanted <= lines[0].keys()
-    assert {"dev_accuracy", "dev_tokens"} <= lines[1].keys()
-    assert set(json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])) >= {
-        "rollout_tokens_per_second", "train_tokens_per_second"
-    }  # fmt: skip
+    assert wanted <= whole["plain"][1][0].keys()
+    assert whole["plain"][1][0]["mismatch_max"] < 1e-4  # the sampler is the trainer
 
 
-def test_truncated_sampling_is_refused(tiny_model_folder, tmp_path):
+def test_truncated_sampling_is_refused(tiny_model_folder):
+    from rl.collect import Collector, RolloutSettings
+    from rl.policy import load_tokenizer
+    from rl.samplers.base import SamplingSettings
+    from rl.samplers.transformers import TransformersSampler
+    from rl.schedules import constant
+    from rl.tasks import tiny
+
     tokenizer = load_tokenizer(tiny_model_folder)
     with pytest.raises(ValueError, match="top_p = 1"):
-        train(
-            load_model(tiny_model_folder), tokenizer, tiny.problems("train", 2), [], tiny.TASK, REWARDS,
-            SamplingSettings(top_p=0.9), Schedule(1, 1, 2), OPTIM, tmp_path, seed=0,
+        Collector(
+            TransformersSampler(load_model(tiny_model_folder), tokenizer), tokenizer,
+            Prioritized(tiny.problems("train", 2), 0), tiny.TASK, (),
+            RolloutSettings(1, 2, SamplingSettings(top_p=0.9), constant(256)), seed=0,
         )  # fmt: skip
 
 
-def test_score_is_applied_before_the_shape(scene):
-    _, _, groups = scene
-    assert all(r.reward_parts for group in [score(g, REWARDS) for g in groups] for r in group.rollouts)
+class Undefined:
+    """A reward that is not a number in the third step."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, rollout):
+        self.calls += 1
+        return float("nan") if self.calls == 40 else float(rollout.num_tokens)
+
+
+def test_a_reward_that_is_not_finite_stops_the_run_with_its_groups_written_down(tiny_model_folder, train_rl, tmp_path):
+    with pytest.raises(StepRefused, match="step 3: a reward is not finite") as caught:
+        train_rl(tiny_model_folder, tmp_path, 4, save_every=1, rewards=(WeightedReward("odd", Undefined(), 1.0),))
+    (path,) = tmp_path.glob("refused-step-*.jsonl")
+    assert path.name == "refused-step-000003.jsonl"
+    assert str(path) in str(caught.value)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {row["problem"] for row in rows} == set(caught.value.groups)
+    assert [row["reward"] for row in rows].count("nan") == 1
+    checkpoint = load_file(tmp_path / "checkpoints" / "step-000002" / "weights.safetensors")
+    train_rl(tiny_model_folder, tmp_path, 3, save_every=1, rewards=(WeightedReward("odd", len_of, 1.0),))
+    assert not list(tmp_path.glob("refused-step-*.jsonl"))
+    assert checkpoint
+
+
+def len_of(rollout):
+    return float(rollout.num_tokens)
+
+
+class Broken:
+    """A sampler whose log-probs are not finite for one completion of its second call."""
+
+    def __init__(self, sampler):
+        self.sampler, self.calls = sampler, 0
+
+    policy_version = 0
+
+    def sample(self, requests, settings, report=lambda finished: None):
+        self.calls += 1
+        found = self.sampler.sample(requests, settings, report)
+        if self.calls == 2:
+            found[5] = replace(found[5], sampler_logprobs=(float("-inf"),) * found[5].num_tokens)
+        return found
+
+
+def test_a_sampler_log_prob_that_is_not_finite_stops_the_run(tiny_model_folder, train_rl, tmp_path):
+    with pytest.raises(StepRefused, match="step 2: a sampler log-prob is not finite") as caught:
+        train_rl(tiny_model_folder, tmp_path, wrap=Broken, rewards=(WeightedReward("length", len_of, 1.0),))
+    (path,) = tmp_path.glob("refused-step-*.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {row["problem"] for row in rows} == set(caught.value.groups)
+    assert len(rows) == 4
+    assert any("-inf" in row["sampler_logprobs"] for row in rows)

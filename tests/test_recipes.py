@@ -134,25 +134,19 @@ def test_a_run_killed_in_its_rl_stage_goes_on_and_ends_in_the_same_bits(tmp_path
 
 
 @pytest.mark.timeout(300)
-def test_the_trainer_learns_and_again_after_a_resume(tmp_path, monkeypatch):
+def test_the_trainer_learns_and_again_after_a_resume(tmp_path, monkeypatch, train_rl):
     """From the shipped base, 14 steps of 8 x 12: accuracy rises by far more than its noise (about .03 for the mean of
     four steps of 96 samples), in one run that is interrupted in the middle."""
     from rl.faults import FaultRaised, reset_faults
-    from rl.grpo import OptimSettings, Schedule, train
-    from rl.policy import load_model, load_tokenizer
-    from rl.rewards import FormatReward, WeightedReward, accuracy_reward
+    from rl.learner import OptimSettings
     from rl.runs import read_lines
-    from rl.samplers.base import SamplingSettings
-    from rl.tasks import tiny
 
     base = ROOT / "recipes" / "models" / "tiny-base"
 
     def run():
-        train(
-            load_model(base), load_tokenizer(base), tiny.problems("train", 200), [], tiny.TASK,
-            (WeightedReward("accuracy", accuracy_reward, 1.0), WeightedReward("format", FormatReward(True), 0.1)),
-            SamplingSettings(max_tokens=128), Schedule(14, 8, 12, save_every=4), OptimSettings(learning_rate=5e-4),
-            tmp_path, seed=0,
+        train_rl(
+            base, tmp_path, 14, per_step=8, group=12, max_tokens=128, train_problems=200, save_every=4,
+            optim=OptimSettings(learning_rate=5e-4), seed=0,
         )  # fmt: skip
 
     monkeypatch.setenv("REASON_FAULT", "grpo.step:11:raise")

@@ -469,7 +469,33 @@ OTHER = {
     "betas": "[0.8, 0.9]",
     "count": 3,
 }
-OTHER |= {"normalize_std": "true", "majority": "true", "stop_at_accuracy": 0.5, "length.weight": 0.3}
+OTHER |= {"mask_truncated": "true", "majority": "true", "stop_at_accuracy": 0.5, "length.weight": 0.3}
+OTHER |= {
+    "preset": "gspo",
+    "template": "r1-zero",
+    "loss": "sapo",
+    "ratio": "sequence-mean",
+    "aggregation": "sequences",
+    "dual_clip": 3.0,
+    "delta": 4.0,
+    "tau": 0.1,
+    "off_policy_mask": 0.1,
+    "correction": "{kind: truncated}",
+    "advantage": "std",
+    "kl": "{coefficient: 0.1}",
+    "soft_overlong": 4,
+    "draw": "{order: prioritized}",
+    "max_tokens_steps": "[[1, 8], [2, 256]]",
+    "partial": "{budget: 8}",
+    "repetition": "{min_tokens: 8}",
+    "lora": "{rank: 4}",
+}
+OTHER |= dict.fromkeys(("reset_optimizer", "bf16", "fp32_head", "gradient_checkpointing", "shard"), "true")
+# What a key needs beside it, before and after it is changed.
+BESIDE = {
+    "ratio_cap": ("loss=cispo",),
+    "tau": ("loss=mirror-descent", "aggregation=sequence-sums", "tau=0.2"),
+}
 
 
 def another(key: str, value: object) -> object:
@@ -486,7 +512,11 @@ def test_every_key_of_a_stage_counts_but_those_of_execution(name: str, recipe_fi
     keys -= {"teacher": {"length", "top_p"}, "pool": {"problems"}}.get(name, set())  # RL has one top_p, pools one split
     keys |= {"length.weight"} if name == "teacher" else set()
     for key in sorted(keys):
-        hit = changed(recipe_file, f"{name}.{key}={another(key, getattr(config, key, None))}")
+        beside = [f"{name}.{other}" for other in BESIDE.get(key, ())]
+        before = addresses(load_recipe(recipe_file, beside))
+        change = f"{name}.{key}={another(key, getattr(config, key, None))}"
+        after = addresses(load_recipe(recipe_file, [*beside, change]))
+        hit = {stage for stage in before if before[stage] != after[stage]}
         assert (name in hit) == (key not in EXECUTION_KEYS), key
 
 

@@ -1,13 +1,15 @@
 """The transformers sampler: the distribution it draws from, its log-probs, its seeds, how completions end."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from rl.policy import load_model, load_tokenizer, token_logprobs
+from rl.policy import load_model, load_tokenizer
 from rl.prompts import prefills_think, render_prompt
+from rl.repetition import RepetitionRule
 from rl.rollout import sample_groups
 from rl.samplers.base import SampleRequest, SamplingSettings, sample_seed
 from rl.samplers.transformers import TransformersSampler, draw
@@ -66,8 +68,11 @@ def test_sampler_logprobs_are_the_trainers(sampler, temperature):
     assert len({c.num_tokens for c in completions}) > 1
     for request, completion in zip(requests, completions, strict=True):
         ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
-        expected, _ = token_logprobs(sampler.model, ids, torch.ones_like(ids), completion.num_tokens, temperature)
-        assert completion.sampler_logprobs == pytest.approx(expected[0].tolist(), abs=1e-4)
+        with torch.no_grad():
+            logits = sampler.model(input_ids=ids, use_cache=False).logits[0, len(request.prompt_ids) - 1 : -1]
+        plain = torch.log_softmax(logits / temperature, dim=-1)
+        expected = plain.gather(-1, torch.tensor(completion.token_ids).unsqueeze(-1)).squeeze(-1)
+        assert completion.sampler_logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_how_completions_end(sampler):
@@ -81,6 +86,61 @@ def test_how_completions_end(sampler):
             assert sampler.tokenizer.decode(completion.token_ids[:-1]) == completion.text
         else:
             assert completion.num_tokens == 12 and eos not in completion.token_ids
+
+
+def test_progress_moves_while_a_batch_is_drawn(sampler):
+    told = []
+    completions = sampler.sample(requests_for(sampler, 24), SamplingSettings(max_tokens=40), told.append)
+    first_batch = [count for count in told if count <= sampler.batch_size]
+    assert len(first_batch) > 4 and first_batch[-1] == 16 and told[-1] == 24 and told == sorted(set(told))
+    assert len(told) >= len({c.num_tokens for c in completions}), "rows that end together are told together"
+
+
+def test_a_request_has_its_own_limit(sampler):
+    settings = SamplingSettings(max_tokens=10)
+    requests = [replace(r, max_tokens=1 + i) for i, r in enumerate(requests_for(sampler, 8))]
+    free = sampler.sample(requests_for(sampler, 8), settings)
+    for index, (completion, whole) in enumerate(zip(sampler.sample(requests, settings), free, strict=True)):
+        assert completion.token_ids == whole.token_ids[: 1 + index]
+        cut = completion.token_ids[-1] != sampler.tokenizer.eos_token_id
+        assert completion.finish_reason is (FinishReason.LENGTH if cut else FinishReason.STOP)
+
+
+def test_the_limit_counts_the_prefix():
+    settings = SamplingSettings(max_tokens=10)
+    request = SampleRequest((1, 2), seed=0, prefix=(3,) * 6)
+    assert request.context == (1, 2, 3, 3, 3, 3, 3, 3)
+    assert [replace(request, max_tokens=asked).budget(settings) for asked in (None, 3, 7)] == [4, 3, 4]
+    with pytest.raises(ValueError, match="prefix of 10 tokens and max_tokens None has nothing left .* limit of 10"):
+        replace(request, prefix=(3,) * 10).budget(settings)
+
+
+def test_loops_end_with_their_own_reason(sampler):
+    """A rule that is easy to meet. Ended at the first token after which the rule holds, and nothing else is changed;
+    in pieces, with part of the loop in the prefix, the same."""
+    rule = RepetitionRule(max_period=3, min_repeats=2, min_tokens=2)
+    requests = requests_for(sampler, 16)
+    free = sampler.sample(requests, SamplingSettings(max_tokens=30))
+    stopped = sampler.sample(requests, SamplingSettings(max_tokens=30, stop_repetition=rule))
+    for completion, whole in zip(stopped, free, strict=True):
+        ids = whole.token_ids
+        end = next((n for n in range(1, len(ids) + 1) if rule.repeats(ids[:n])), None)
+        if end is None:
+            assert completion == whole
+        else:
+            assert completion.token_ids == ids[:end] and completion.finish_reason is FinishReason.REPETITION
+            assert sampler.tokenizer.decode(completion.token_ids) == completion.text
+    reasons = [c.finish_reason for c in stopped]
+    assert reasons.count(FinishReason.REPETITION) >= 4 and reasons.count(FinishReason.STOP) >= 1
+    looped = [i for i, reason in enumerate(reasons) if reason is FinishReason.REPETITION]
+    halves = [replace(requests[i], prefix=stopped[i].token_ids[:-1]) for i in looped]
+    again = sampler.sample(halves, SamplingSettings(max_tokens=30, stop_repetition=rule))
+    assert [c.token_ids for c in again] == [stopped[i].token_ids[-1:] for i in looped]
+    assert {c.finish_reason for c in again} == {FinishReason.REPETITION}
+
+
+def test_no_requests_no_completions(sampler):
+    assert sampler.sample([], SamplingSettings()) == []
 
 
 def test_groups_keep_the_order_and_top_up_draws_the_same_numbers(sampler):

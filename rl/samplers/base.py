@@ -5,26 +5,59 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rl.types import Completion
+
+if TYPE_CHECKING:
+    from rl.repetition import RepetitionRule
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """One completion to draw. k samples of a problem are k requests with k seeds, so none depends on the others."""
+    """One completion to draw. k samples of a problem are k requests with k seeds, so none depends on the others.
+
+    A request with a `prefix` goes on with a completion that was begun before. Token t of a completion (t from 0, the
+    prefix counted) is always drawn with the t-th number of the seed's stream, so with unchanged weights a completion
+    drawn in pieces is the one drawn in one go. What comes back holds the new tokens only.
+    """
 
     prompt_ids: tuple[int, ...]
     seed: int  # 64 bits; see `sample_seed`
+    prefix: tuple[int, ...] = ()  # completion tokens drawn before
+    max_tokens: int | None = None  # new tokens this request may draw; None: the settings' limit less the prefix
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """What the next token is drawn after: the prompt and the prefix."""
+        return self.prompt_ids + self.prefix
+
+    def budget(self, settings: SamplingSettings) -> int:
+        """How many new tokens may be drawn. The settings' limit holds for the whole completion, prefix counted.
+
+        Example: limit 10, prefix of 6: 4; with `max_tokens=3` only 3, with `max_tokens=7` still 4.
+        """
+        left = settings.max_tokens - len(self.prefix)
+        budget = left if self.max_tokens is None else min(left, self.max_tokens)
+        if budget < 1:
+            raise ValueError(
+                f"a request with a prefix of {len(self.prefix)} tokens and max_tokens {self.max_tokens} has nothing "
+                f"left to draw under the limit of {settings.max_tokens}: it has ended, do not ask for it again"
+            )
+        return budget
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """The distribution to draw from. With `top_p` < 1 the log-probs are those of the truncated, renormalised one."""
+    """The distribution to draw from. With `top_p` < 1 the log-probs are those of the truncated, renormalised one.
+
+    A completion that runs in a circle by the rule `stop_repetition` is ended with finish reason `repetition`.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
-    max_tokens: int = 256
+    max_tokens: int = 256  # of a whole completion
+    stop_repetition: RepetitionRule | None = None  # None: only EOS or the limit end a completion
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:

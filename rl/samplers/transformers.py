@@ -1,11 +1,14 @@
 """Sampling with transformers alone: batched decoding with a key-value cache, on CPU or GPU.
 
-Each request has a random stream of its own (a counter-based Philox generator keyed by its seed; one uniform number a
-token), so a completion depends on its seed and not on its neighbours or its place in the batch. Only the rounding of
-batched matrix products ties it to them: the same requests in the same order give the same tokens.
+Each request has a random stream of its own (a counter-based Philox generator keyed by its seed; number t of the stream
+draws token t of the completion), so a completion depends on its seed and not on its neighbours or its place in the
+batch. Only the rounding of batched matrix products ties it to them: the same requests in the same order give the same
+tokens.
 
-Prompts are left-padded; finished rows leave the batch, so a long tail costs only its own rows. Requests are decoded in
-batches of `batch_size`, longest prompts together.
+Requests are decoded in batches of `batch_size`, longest contexts (prompt and prefix) together, left-padded: over all
+batches at most `batch_size` x (longest - shortest context) columns are padding. A context that several requests of a
+batch share is prefilled once and its cache rows are repeated. Finished rows leave the batch; their places are not
+filled from the next batch, since a larger `batch_size` is the simpler way to keep the model busy.
 """
 
 from __future__ import annotations
@@ -14,25 +17,41 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl.policy import pad_token_id, stop_token_ids
+from rl.repetition import RepetitionDetector
 from rl.samplers.base import SampleRequest, SamplingSettings
+from rl.samplers.cache import compaction, sampling_cache
 from rl.types import Completion, FinishReason
 
-# Rows are dropped from the batch once this share of them has finished: compaction copies the cache, so not every step.
-COMPACT_AT = 0.25
+# Columns of cache beyond the contexts before it first grows.
+CACHE_AHEAD = 32
+CHECK_EVERY_ON_GPU = 8
+# How a row ended is kept on the device as an index into these.
+REASONS = (FinishReason.LENGTH, FinishReason.REPETITION, FinishReason.STOP)
 
 
 class TransformersSampler:
     """The `Sampler` that needs nothing but the model itself; also the trainer's own, so its weights are never stale."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 256) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = 256,
+        check_every: int | None = None,
+    ) -> None:
+        """`check_every`: steps between two looks at which rows have ended; None: 1 on a CPU, 8 on a GPU, where each
+        look waits for the device. It changes when rows leave the batch and nothing else."""
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.check_every = check_every or (1 if model.device.type == "cpu" else CHECK_EVERY_ON_GPU)
         self.policy_version = 0
 
+    # Not `inference_mode`, which is 7 % faster: buffers that a sharded model (FSDP2) makes in its first forward would
+    # then be inference tensors, and the training step that comes after could not use them.
     @torch.no_grad()
     def sample(
         self,
@@ -40,81 +59,134 @@ class TransformersSampler:
         settings: SamplingSettings,
         report: Callable[[int], None] = lambda finished: None,
     ) -> list[Completion]:
-        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
-        completions: list[Completion | None] = [None] * len(requests)
-        finished = 0
+        """One completion a request, in order; `report` is told whenever some have finished."""
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].context))
+        completions: dict[int, Completion] = {}
         for start in range(0, len(order), self.batch_size):
             indices = order[start : start + self.batch_size]
-            for index, completion in zip(indices, self._batch([requests[i] for i in indices], settings), strict=True):
-                completions[index] = completion
-            finished += len(indices)
-            report(finished)
-        return [completion for completion in completions if completion is not None]
+            batch = [requests[i] for i in indices]
+            drawn = self._batch(batch, settings, lambda ended, before=start: report(before + ended))
+            completions.update(zip(indices, drawn, strict=True))
+        return [completions[index] for index in range(len(requests))]
 
-    def _batch(self, requests: list[SampleRequest], settings: SamplingSettings) -> list[Completion]:
+    def _batch(
+        self, requests: list[SampleRequest], settings: SamplingSettings, report: Callable[[int], None]
+    ) -> list[Completion]:
         device = self.model.device
         stop_ids = torch.tensor(stop_token_ids(self.model, self.tokenizer), device=device)
-        uniforms = torch.from_numpy(_uniforms([r.seed for r in requests], settings.max_tokens)).to(device)  # (B, T)
-        width = max(len(request.prompt_ids) for request in requests)
-        pad = pad_token_id(self.tokenizer)
-        ids = torch.tensor([[pad] * (width - len(r.prompt_ids)) + list(r.prompt_ids) for r in requests], device=device)
-        mask = torch.tensor(
-            [[0] * (width - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in requests], device=device
-        )
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
-        rows = torch.arange(len(requests), device=device)  # the request of each row that is still in the batch
-        tokens = torch.full((len(requests), settings.max_tokens), pad, device=device)
-        logprobs = torch.zeros((len(requests), settings.max_tokens), device=device)
-        lengths = torch.full((len(requests),), settings.max_tokens, device=device)
-        stopped = torch.zeros(len(requests), dtype=torch.bool, device=device)
-        alive = torch.ones(len(requests), dtype=torch.bool, device=device)  # per row
+        budgets = [request.budget(settings) for request in requests]
+        num_steps = max(budgets)
+        uniforms = torch.from_numpy(_uniforms(requests, num_steps)).to(device)  # (T, B)
+        detector = None
+        if settings.stop_repetition is not None:
+            detector = RepetitionDetector(settings.stop_repetition, len(requests), device)
+            detector.preload([request.prefix for request in requests])
+        decoder = _Decoder(self.model, pad_token_id(self.tokenizer), [r.context for r in requests], num_steps)
 
-        for step in range(settings.max_tokens):
-            output = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-            )
-            next_ids, next_logprobs = draw(output.logits[:, -1], uniforms[rows, step], settings)
-            tokens[rows[alive], step] = next_ids[alive]
-            logprobs[rows[alive], step] = next_logprobs[alive]
-            ended = alive & torch.isin(next_ids, stop_ids)
-            lengths[rows[ended]] = step + 1
-            stopped[rows[ended]] = True
-            alive &= ~ended
-            num_alive = int(alive.sum())
-            if num_alive == 0:
-                break
-            ids, positions = next_ids.unsqueeze(-1), positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=-1)
-            if num_alive <= (1 - COMPACT_AT) * len(rows):
-                keep = alive.nonzero().squeeze(-1)
-                cache.batch_select_indices(keep)
-                ids, positions, mask, rows = ids[keep], positions[keep], mask[keep], rows[keep]
-                alive = alive[keep]
-        return self._completions(tokens.cpu(), logprobs.cpu(), lengths.tolist(), stopped.tolist())
+        tokens = torch.zeros((num_steps, len(requests)), dtype=torch.long, device=device)  # (T, B)
+        logprobs = torch.zeros((num_steps, len(requests)), device=device)  # (T, B)
+        lengths = torch.zeros(len(requests), dtype=torch.long, device=device)
+        reasons = torch.zeros(len(requests), dtype=torch.long, device=device)
+        # Of the rows that are still in the batch: the request of each, its budget, and whether it goes on.
+        rows = torch.arange(len(requests), device=device)
+        limits = torch.tensor(budgets, device=device)
+        alive = torch.ones(len(requests), dtype=torch.bool, device=device)
+
+        for step in range(num_steps):
+            next_ids, next_logprobs = draw(decoder.logits, uniforms[step, rows], settings)
+            # Rows that ended since the last look are drawn for too; what lies beyond their length is never read.
+            tokens[step, rows], logprobs[step, rows] = next_ids, next_logprobs
+            stops = (next_ids.unsqueeze(-1) == stop_ids).any(-1)
+            loops = detector.step(next_ids) if detector is not None else torch.zeros_like(stops)
+            lengths[rows] += alive
+            reasons[rows] = torch.where(alive, torch.where(stops, 2, loops.long()), reasons[rows])
+            alive &= ~(stops | loops) & (step + 1 < limits)
+            if (step + 1) % self.check_every == 0 or step + 1 == num_steps:
+                keep = alive.cpu()
+                num_alive = int(keep.sum())
+                if num_alive < len(rows):
+                    report(len(requests) - num_alive)
+                if num_alive == 0:
+                    break
+                if num_alive < len(rows):
+                    order = compaction(keep)
+                    decoder.select(order)
+                    order = order.to(device)
+                    rows, limits, alive, next_ids = rows[order], limits[order], alive[order], next_ids[order]
+                    if detector is not None:
+                        detector.select(order)
+            decoder.step(next_ids)
+        return self._completions(tokens.T.tolist(), logprobs.T.tolist(), lengths.tolist(), reasons.tolist())
 
     def _completions(
-        self, tokens: torch.Tensor, logprobs: torch.Tensor, lengths: list[int], stopped: list[bool]
+        self, tokens: list[list[int]], logprobs: list[list[float]], lengths: list[int], reasons: list[int]
     ) -> list[Completion]:
-        ids = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
+        """From what was drawn for each request, (B, T), of which its `lengths` count."""
+        ids = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+        ends = [REASONS[reason] for reason in reasons]
         texts = self.tokenizer.batch_decode(
-            [row[:-1] if stop else row for row, stop in zip(ids, stopped, strict=True)], skip_special_tokens=False
+            [row[:-1] if end is FinishReason.STOP else row for row, end in zip(ids, ends, strict=True)],
+            skip_special_tokens=False,
         )
         return [
             Completion(
                 text=text,
                 token_ids=tuple(row),
                 sampler_logprobs=tuple(values[: len(row)]),
-                finish_reason=FinishReason.STOP if stop else FinishReason.LENGTH,
+                finish_reason=end,
                 policy_version=self.policy_version,
             )
-            for text, row, values, stop in zip(texts, ids, logprobs.tolist(), stopped, strict=True)
+            for text, row, values, end in zip(texts, ids, logprobs, ends, strict=True)
         ]
 
 
-def _uniforms(seeds: list[int], count: int) -> np.ndarray:
-    """(B, count) uniform numbers in [0, 1), row i from a Philox stream keyed by seed i alone."""
-    return np.stack([np.random.Generator(np.random.Philox(key=seed)).random(count, np.float32) for seed in seeds])
+class _Decoder:
+    """The model with its cache over R rows. `logits`, (R, V): those of every row's next token."""
+
+    def __init__(self, model: PreTrainedModel, pad_id: int, contexts: list[tuple[int, ...]], num_steps: int) -> None:
+        distinct = {context: row for row, context in enumerate(dict.fromkeys(contexts))}
+        width = max(map(len, distinct))
+        ids = torch.tensor([[pad_id] * (width - len(c)) + list(c) for c in distinct], device=model.device)
+        padding = torch.tensor([width - len(c) for c in distinct], device=model.device)
+        columns = torch.arange(width + num_steps, device=model.device)
+        self.model = model
+        self.cache = sampling_cache(model.config, capacity=width + min(num_steps, CACHE_AHEAD))
+        self.mask = (columns >= padding.unsqueeze(-1)).long()  # (R, all columns there can be)
+        self.width = width
+        self.positions = (width - 1 - padding).unsqueeze(-1)  # of each row's last token
+        self.logits = self._forward(ids, (columns[:width] - padding.unsqueeze(-1)).clamp(min=0))
+        if len(distinct) < len(contexts):
+            order = torch.tensor([distinct[context] for context in contexts])
+            self.select(order)
+            self.logits = self.logits[order.to(model.device)]
+
+    def step(self, token_ids: torch.Tensor) -> None:
+        """Append one token to every row, (R,)."""
+        self.width += 1
+        self.positions = self.positions + 1
+        self.logits = self._forward(token_ids.unsqueeze(-1), self.positions)
+
+    def select(self, order: torch.Tensor) -> None:
+        """Row i becomes what row `order[i]` was (indices on the CPU), from the next `step` on."""
+        self.cache.reorder_cache(order)  # pyright: ignore[reportArgumentType]
+        order = order.to(self.mask.device)
+        self.mask, self.positions = self.mask[order], self.positions[order]
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        output = self.model(
+            input_ids=ids, attention_mask=self.mask[:, : self.width], position_ids=positions,
+            past_key_values=self.cache, logits_to_keep=1,
+        )  # fmt: skip
+        return output.logits[:, -1]
+
+
+def _uniforms(requests: Sequence[SampleRequest], count: int) -> np.ndarray:
+    """(count, B) uniform numbers in [0, 1): column i is of request i's own stream, after the numbers of its prefix."""
+    streams = []
+    for request in requests:
+        stream = np.random.Generator(np.random.Philox(key=request.seed))
+        streams.append(stream.random(len(request.prefix) + count, np.float32)[len(request.prefix) :])
+    return np.stack(streams, axis=1)
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor, settings: SamplingSettings) -> tuple[torch.Tensor, torch.Tensor]:

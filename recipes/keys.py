@@ -1,0 +1,65 @@
+"""The base classes of every key in a recipe: strict types and what all stages have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+NonNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Temperature = Annotated[float, Field(gt=0, le=10)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Level = Annotated[int, Field(ge=1, le=16)]
+Ref = Annotated[str, Field(min_length=1, max_length=1000)]
+Split = Literal["train", "dev", "test"]
+Overflow = Literal["refuse", "drop"]
+
+
+class Keys(BaseModel):
+    """Strict, frozen keys; `problems_with_keys` yields (key, message) for what only two keys together show."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        yield from ()
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        found = list(self.problems_with_keys())
+        if found:
+            text = "; ".join(f"{key}: {message}" for key, message in found)
+            raise PydanticCustomError("keys", "{text}", {"text": text, "found": found})
+        return self
+
+
+class StageKeys(Keys):
+    """What every stage has in common: which of its keys name something to read, and what it makes.
+
+    `REFERENCES` maps a key to what it must lead to; `MAKES` is what other stages can read from this one.
+    """
+
+    REFERENCES: ClassVar[dict[str, str]] = {}
+    MAKES: ClassVar[str | None] = None
+    method: Any
+
+    def splits(self) -> tuple[Split, ...]:
+        """The splits of the problem set that the stage reads, () if it reads none."""
+        return ()
+
+
+class SamplingKeys(StageKeys):
+    """A stage that samples; the three keys default to the recipe's `sampling`."""
+
+    temperature: Temperature | None = None
+    """Softmax temperature of the sampler [sampling.temperature]."""
+    top_p: TopP | None = None
+    """Nucleus share of the sampler [sampling.top_p]."""
+    max_tokens: Count | None = None
+    """Longest completion in tokens, think and EOS included [sampling.max_tokens]."""

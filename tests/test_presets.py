@@ -1,0 +1,90 @@
+"""Presets fill in keys, written keys win, and each preset becomes the objective of its paper."""
+
+from pathlib import Path
+
+import pytest
+
+from recipes.loader import RecipeError
+from recipes.presets import PRESETS
+from recipes.schema import load_recipe
+
+BASE = """name: small
+problems: {source: tiny, train: 8, dev: 4, test: 4}
+sampling: {max_tokens: 16}
+stages:
+  base: {method: pretrain, hidden: 32, layers: 1, heads: 2, steps: 1, styles: {plain: 1}}
+  rl:
+    method: grpo
+    model: base
+    steps: 2
+"""
+
+
+def stage(tmp_path: Path, keys: str):
+    path = tmp_path / "small.yaml"
+    path.write_text(BASE + "".join(f"    {line}\n" for line in keys.splitlines()))
+    return load_recipe(path).stages["rl"].config
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_fills_in_its_keys(tmp_path, name):
+    config = stage(tmp_path, f"preset: {name}").model_dump(mode="json")
+    for key, value in PRESETS[name].items():
+        if isinstance(value, dict):
+            assert value.items() <= config[key].items()
+        else:
+            assert config[key] == (list(value) if isinstance(value, tuple) else value)
+
+
+def test_a_written_key_wins(tmp_path):
+    config = stage(tmp_path, "preset: dapo\nepsilon_high: 0.4\ngroup_size: 8")
+    assert (config.epsilon_high, config.epsilon_low, config.group_size, config.advantage) == (0.4, 0.2, 8, "std")
+
+
+def test_presets_are_the_papers_numbers(tmp_path):
+    zero = stage(tmp_path, "preset: r1-zero")
+    assert (zero.learning_rate, zero.kl.coefficient, zero.kl.estimator, zero.group_size) == (3e-6, 0.001, "k3", 16)
+    assert (zero.ratio, zero.aggregation, zero.epsilon_high, zero.advantage) == ("sequence", "sequences", 10, "std")
+    assert zero.reward_accuracy == zero.reward_format  # accuracy and format with equal weights
+    gspo = stage(tmp_path, "preset: gspo")
+    assert (gspo.ratio, gspo.epsilon_low, gspo.epsilon_high) == ("sequence-mean", 3e-4, 4e-4)
+    cispo = stage(tmp_path, "preset: cispo")
+    assert (cispo.loss, cispo.ratio_cap, cispo.adam_epsilon, cispo.fp32_head) == ("cispo", 5.0, 1e-15, True)
+    kimi = stage(tmp_path, "preset: kimi-k1.5")
+    assert (kimi.loss, kimi.aggregation, kimi.reset_optimizer, kimi.draw.order) == (
+        "mirror-descent", "sequence-sums", True, "prioritized"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("preset: dappo", "did you mean dapo?"),
+        ("preset: cispo\nepsilon_high: 0.3", "has no effect with loss: cispo"),
+        ("loss: cispo\ndual_clip: 3.0", "dual_clip: has no effect with loss: cispo; remove it"),
+        ("loss: mirror-descent\naggregation: sequence-sums", "tau: required key is missing"),
+        ("loss: mirror-descent\ntau: 0.1", "give aggregation: sequence-sums"),
+        ("advantage: log-partition", "takes its tau from loss: mirror-descent"),
+        ("ratio: sequence", "each completion is one term: aggregation: sequences"),
+        ("loss: mirror-descent\nratio: sequence-mean", "ratio: has no effect with loss: mirror-descent"),
+        ("dual_clip: 3.0\ndelta: 4.0", "give one of them"),
+        ("advantage: gdpo\nkl: {coefficient: 0.1, estimator: k1}", "whose scale gdpo takes away"),
+        ("draw: {order: curriculum, switch_step: 1}", "step 1 is before the switch"),
+        ("max_tokens_steps: [[2, 16]]", "must start at 1 and rise, not [2]"),
+        ("max_tokens_steps: [[1, 8], [1, 16]]", "must start at 1 and rise, not [1, 1]"),
+        ("max_tokens_steps: [[1, 8], [2, 12]]", "its largest must be max_tokens (16)"),
+        ("partial: {budget: 4}\ndynamic_rounds: 2", "cannot be used with partial"),
+        ("draw: {order: curriculum}", "goes with order: curriculum, and that needs it"),
+        ("draw: {order: curriculum, switch_step: 9}", "9 is after the last step (2)"),
+        ("draw: {floor: 0.1}", "has no effect with order: shuffled"),
+        ("correction: {kind: truncated, low: 0.2}", "has no effect with kind: truncated"),
+        ("partial: {budget: 16}", "16 is not below max_tokens (16)"),
+        ("soft_overlong: 16", "16 is not below max_tokens (16)"),
+        ("reward_format: 1.0\nlength: {weight: 0.1}", "not below reward_accuracy"),
+        ("kl: {coefficient: 0}", "must be above 0"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(tmp_path, keys, message):
+    with pytest.raises(RecipeError) as caught:
+        stage(tmp_path, keys)
+    assert message in str(caught.value)
