@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -194,22 +195,28 @@ def _run_part(
 
 
 def _run(recipe: Recipe, targets: list[str] | None, runs: Path, as_json: bool) -> None:
-    from recipes.console import open_report, run_result, show
+    from recipes.console import PlainReport, open_report, run_result, show
     from recipes.runner import StageFailed, run_recipe
-    from recipes.stages import METHODS
+    from recipes.stages import COLLECTIVE, METHODS
     from rl.problems import BadProblems, read_problems
+    from rl.ranks import AnotherRankFailed, start
 
     if recipe.problems_file is not None:
         read_problems(recipe.problems_file)  # bad rows are refused before anything runs
     try:
-        with open_report() as report:
-            results = run_recipe(recipe, root=runs, methods=METHODS, report=report, targets=targets)
+        with start() as ranks, open_report() if ranks.first else nullcontext(PlainReport()) as report:
+            results = run_recipe(
+                recipe, root=runs, methods=METHODS, report=report, targets=targets, ranks=ranks, collective=COLLECTIVE
+            )
+    except AnotherRankFailed:  # the one that failed has said so
+        raise typer.Exit(EXIT_FAILED) from None
     except StageFailed as failure:
         if isinstance(failure.__cause__, BadProblems):
             raise failure.__cause__ from None
         _fail(f"{failure}\n{_where_to_look(failure, runs / recipe.name)}", EXIT_FAILED, as_json)
     else:
-        show(*run_result(recipe.name, recipe.seed, results), as_json)
+        if ranks.first:
+            show(*run_result(recipe.name, recipe.seed, results), as_json)
 
 
 def _where_to_look(failure: Any, folder: Path) -> str:

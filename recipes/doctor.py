@@ -27,6 +27,7 @@ SUPPORTED: dict[str, tuple[str, str]] = {
     "evaluate": ("0.4.6", "0.5"),
     "safetensors": ("0.6", ""),
     "numpy": ("2", ""),
+    "peft": ("0.21", "0.22"),
     "pydantic": ("2.12", "3"),
     "pyyaml": ("6", ""),
     "typer": ("0.27", ""),

@@ -277,6 +277,8 @@ class Grpo(SamplingKeys):
             yield "ratio", "with one ratio for the whole completion each completion is one term: aggregation: sequences"
         if self.advantage == "gdpo" and self.kl is not None and self.kl.estimator == "k1":
             yield "kl.estimator", "k1 is added to the reward, whose scale gdpo takes away; use k2, k3 or k3-corrected"
+        if self.lora is not None and self.kl is not None and self.kl.refresh_every:
+            yield "kl.refresh_every", "cannot be used with lora: the reference is the model without its adapters"
         if self.dual_clip is not None and self.delta is not None:
             yield "delta", "bounds the same thing as dual_clip; give one of them"
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.keys import SamplingKeys, Split
 from recipes.methods import (
@@ -453,3 +453,6 @@ METHODS: dict[str, StageFunction] = {
     "word_problems": word_problems,
     "worked_solutions": worked_solutions,
 }
+
+# Methods that all processes of a run work on together; the others are run by the first one alone.
+COLLECTIVE = frozenset({"grpo", "length_rl"})

@@ -88,8 +88,8 @@ class Collector:
             chosen = draw.next(wanted)
             if len(chosen) < wanted:
                 raise ValueError(
-                    f"step {step} wants {wanted} different problems, but the source has only {len(chosen)}; give it more "
-                    "problems or lower problems_per_step"
+                    f"step {step} wants {wanted} different problems, but the source has only {len(chosen)}; "
+                    "give it more problems or lower problems_per_step"
                 )
             return chosen
 

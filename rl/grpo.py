@@ -29,9 +29,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rl.advantages import AdvantageRule, mean_baseline
 from rl.collect import Collector
-from rl.ranks import ALONE, Ranks
 from rl.faults import fault
 from rl.learner import Learner
+from rl.ranks import ALONE, Ranks
 from rl.refusal import require_finite
 from rl.rollout import sample_groups
 from rl.rows import group_advantages, training_rows

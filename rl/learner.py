@@ -122,6 +122,8 @@ class Learner:
     @torch.no_grad()
     def logprobs(self, policy: PolicyModel | WithoutAdapters, rows: Sequence[TrainingRow]) -> list[tuple[float, ...]]:
         """The log-probs (nats) of every row's completion tokens under `policy`, in the order of `rows`."""
+        if not rows:
+            return []
         place = {id(row): position for position, row in enumerate(rows)}
         found: list[tuple[float, ...]] = [()] * len(rows)
         for chunk in self._plan(rows):
@@ -132,9 +134,7 @@ class Learner:
                     found[place[id(row)]] = tuple(line[: row.num_tokens])
         return self.ranks.merge(found)
 
-    def update(
-        self, rows: Sequence[TrainingRow], lengths: Sequence[int], metrics: UpdateMetrics
-    ) -> bool:
+    def update(self, rows: Sequence[TrainingRow], lengths: Sequence[int], metrics: UpdateMetrics) -> bool:
         """One optimizer step on `rows`, accumulated over micro-batches; whether there was one (without rows there is
         none).
 
@@ -196,9 +196,7 @@ class Learner:
                 weights = self.objective.correction(old, inputs.sampler_logprobs)
             metrics.mismatch.add(Mismatch.of(old, inputs.sampler_logprobs, inputs.mask, weights))
 
-    def _inputs(
-        self, batch: PackedBatch, chunk: Sequence[TrainingRow], policy_logprobs: torch.Tensor
-    ) -> LossInputs:
+    def _inputs(self, batch: PackedBatch, chunk: Sequence[TrainingRow], policy_logprobs: torch.Tensor) -> LossInputs:
         old = batch.sampler_logprobs
         if self.recompute_old:
             recomputed = [row.old_logprobs for row in chunk]

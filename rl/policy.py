@@ -6,7 +6,7 @@ never held for more than a chunk (`rl.logprobs`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,16 +53,10 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    tensors: Mapping[str, torch.Tensor] | None = None,
-) -> None:
-    """Write an ordinary Hugging Face model folder, with `tensors` instead of the model's own if they are given. The
-    caller makes it appear at once (a partial stage folder)."""
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write an ordinary Hugging Face model folder. The caller makes it appear at once (a partial stage folder)."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, state_dict=None if tensors is None else dict(tensors))
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # transformers writes down whether it was offline; a model's files must not depend on that.
     path = folder / "tokenizer_config.json"

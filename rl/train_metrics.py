@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from rl.ranks import ALONE, Ranks
 from rl.evaluate import count_words
 from rl.mismatch import Mismatch
+from rl.ranks import ALONE, Ranks
 from rl.rewards import mean_parts
 from rl.tasks.base import Task
 from rl.types import FinishReason, RolloutGroup

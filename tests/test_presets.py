@@ -1,12 +1,19 @@
 """Presets fill in keys, written keys win, and each preset becomes the objective of its paper."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from recipes.loader import RecipeError
 from recipes.presets import PRESETS
+from recipes.runner import run_recipe
 from recipes.schema import load_recipe
+from recipes.stages import METHODS
+from rl.policy import load_tokenizer
+from rl.prompts import R1_ZERO_TEMPLATE, give_template, prefills_think, render_text
+from rl.runs import read_lines
+from rl.types import Problem, TextPart
 
 BASE = """name: small
 problems: {source: tiny, train: 8, dev: 4, test: 4}
@@ -69,6 +76,7 @@ def test_presets_are_the_papers_numbers(tmp_path):
         ("loss: mirror-descent\nratio: sequence-mean", "ratio: has no effect with loss: mirror-descent"),
         ("dual_clip: 3.0\ndelta: 4.0", "give one of them"),
         ("advantage: gdpo\nkl: {coefficient: 0.1, estimator: k1}", "whose scale gdpo takes away"),
+        ("lora: {rank: 4}\nkl: {coefficient: 0.1, refresh_every: 2}", "cannot be used with lora"),
         ("draw: {order: curriculum, switch_step: 1}", "step 1 is before the switch"),
         ("max_tokens_steps: [[2, 16]]", "must start at 1 and rise, not [2]"),
         ("max_tokens_steps: [[1, 8], [1, 16]]", "must start at 1 and rise, not [1, 1]"),
@@ -88,3 +96,56 @@ def test_keys_that_do_not_go_together_are_refused(tmp_path, keys, message):
     with pytest.raises(RecipeError) as caught:
         stage(tmp_path, keys)
     assert message in str(caught.value)
+
+
+RUN = """name: presets
+problems: {source: tiny, levels: [2], train: 16, dev: 4, test: 4}
+sampling: {max_tokens: 12}
+stages:
+  rl:
+    method: grpo
+    preset: %s
+    model: %s
+    steps: 2
+    problems_per_step: 4
+    group_size: 4
+    updates_per_step: 2
+    learning_rate: 1.0e-3
+"""
+
+
+class Quiet:
+    def stage_started(self, *_):
+        pass
+
+    stage_progress = stage_finished = stage_started
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_trains(tmp_path, tiny_model_folder, name):
+    """Two steps from a model without a chat template; r1-zero gives it one, which the trained model keeps."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_model_folder, folder)
+    (folder / "chat_template.jinja").unlink()
+    (tmp_path / "presets.yaml").write_text(RUN % (name, folder))
+    (result,) = run_recipe(
+        load_recipe(tmp_path / "presets.yaml"), root=tmp_path / "runs", methods=METHODS, report=Quiet()
+    )
+    lines = read_lines(result.folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["tokens_mean"] > 0 for line in lines if "tokens_mean" in line)
+    template = load_tokenizer(result.folder / "model").chat_template
+    assert template == (R1_ZERO_TEMPLATE if name == "r1-zero" else None)
+
+
+def test_the_template_of_r1_zero(tiny_model_folder):
+    tokenizer = load_tokenizer(tiny_model_folder)
+    own = tokenizer.chat_template
+    assert not give_template(tokenizer, "r1-zero")
+    assert tokenizer.chat_template == own
+    tokenizer.chat_template = None
+    assert give_template(tokenizer, "r1-zero")
+    text = render_text(tokenizer, Problem("p", (TextPart("1+1"),), "2"))
+    assert text.endswith("User: 1+1\nAssistant:")
+    assert "<think> the reasoning </think> <answer> the answer </answer>" in text
+    assert not prefills_think(tokenizer)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rl.rewards import FormatReward, SoftOverlong, WeightedReward, accuracy_reward, mean_parts, score
-from rl.types import Completion, FinishReason, Outcome, NonFiniteReward, Problem, Rollout, RolloutGroup, Verdict
+from rl.types import Completion, FinishReason, NonFiniteReward, Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 
 def rollout(text, right=True, finish=FinishReason.STOP):
