@@ -158,7 +158,7 @@ def run_rl(
     collector = Collector(
         SharedSampler(
             TransformersSampler(learner.policy.model, tokenizer, context.recipe.sampling.batch_size),
-            ranks, learner.policy,
+            ranks, learner.policy, learner.precision,
         ),
         tokenizer,
         source_of(stage, train_problems, context.seed),

@@ -127,7 +127,7 @@ class Learner:
         place = {id(row): position for position, row in enumerate(rows)}
         found: list[tuple[float, ...]] = [()] * len(rows)
         for chunk in self._plan(rows):
-            with self._precision():
+            with self.precision():
                 values, _ = policy(pack(chunk, self.device), self.temperature)
             for row, line in zip(chunk, values.tolist(), strict=True):
                 if id(row) in place:  # not the row of an idle rank
@@ -182,7 +182,7 @@ class Learner:
         refused: _Refusals,
     ) -> None:
         batch = pack(chunk, self.device)
-        with self._precision():
+        with self.precision():
             policy_logprobs, entropies = self.policy(batch, self.temperature)
         inputs = self._inputs(batch, chunk, policy_logprobs)
         loss, sums = policy_loss(self.objective, inputs, denominator)
@@ -208,7 +208,7 @@ class Learner:
         ref = None
         if self.objective.kl is not None:
             assert self.reference is not None
-            with torch.no_grad(), self._precision():
+            with torch.no_grad(), self.precision():
                 ref, _ = self.reference(batch, self.temperature)
         return LossInputs(
             policy_logprobs=policy_logprobs,
@@ -219,7 +219,8 @@ class Learner:
             ref_logprobs=ref,
         )
 
-    def _precision(self) -> contextlib.AbstractContextManager[object]:
+    def precision(self) -> contextlib.AbstractContextManager[object]:
+        """The context of every forward pass, the sampler's included: bf16 autocast or nothing."""
         if not self.optim.bf16:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)

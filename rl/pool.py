@@ -70,7 +70,14 @@ def pool_address(
     seed: int,
     suffix: str = "",
 ) -> PoolAddress:
-    """The address of the samples that `fill_pool` draws with the same arguments; `model` is its fingerprint."""
+    """The address of the samples that `fill_pool` draws with the same arguments; `model` is its fingerprint.
+
+    Errors: ValueError for a rule that stops repetitions: it has no place in the address.
+    """
+    if settings.stop_repetition is not None:
+        raise ValueError(
+            "a pool holds completions that nothing but their end or their limit has stopped; leave out stop_repetition"
+        )
     asked = [[problem.id, problem.text, problem.answer] for problem in problems]
     return PoolAddress(
         model=model,

@@ -12,6 +12,7 @@ import pytest
 from rl.faults import FaultRaised, reset_faults
 from rl.jsonl import dump_lines, read_rows
 from rl.pool import Pool, fill_pool, pool_address
+from rl.repetition import RepetitionRule
 from rl.samplers.base import SampleRequest, SamplingSettings, sample_seed
 from rl.tasks import tiny
 from rl.tasks.tiny_models import make_tokenizer
@@ -203,3 +204,9 @@ def test_read_rows_takes_an_empty_file_and_keeps_unicode_line_separators(tmp_pat
     rows = [{"text": "a\u2028b\x85c\r"}, {"text": ""}]
     path.write_text(dump_lines(rows), encoding="utf-8", newline="")
     assert [row for _, row in read_rows(path, {"text": str})] == rows
+
+
+def test_a_pool_of_stopped_loops_is_refused(world):
+    tokenizer, problems, _ = world
+    with pytest.raises(ValueError, match="leave out stop_repetition"):
+        pool_address("base", problems, tokenizer, replace(SETTINGS, stop_repetition=RepetitionRule()), 7)

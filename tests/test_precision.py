@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rl.learner import Learner, OptimSettings
 from rl.objectives import dapo
 from rl.packing import pack
-from rl.policy import PolicyModel
+from rl.policy import PolicyModel, load_model, load_tokenizer
+from rl.prompts import render_prompt
+from rl.ranks import ALONE
 from rl.rows import TrainingRow
+from rl.samplers.base import SampleRequest, SamplingSettings, sample_seed
+from rl.samplers.shared import SharedSampler
+from rl.samplers.transformers import TransformersSampler
+from rl.tasks import tiny
 from rl.train_metrics import UpdateMetrics
 
 OPTIM = OptimSettings(learning_rate=1e-3)
@@ -122,3 +130,26 @@ def test_gradient_checkpointing_leaves_sampling_and_no_grad_passes_alone():
         second = policy.model(torch.tensor([[8]]), past_key_values=first.past_key_values, use_cache=True)
         whole = plain.model(torch.tensor([[5, 6, 7, 8]]))
     assert (second.logits[0, -1] - whole.logits[0, -1]).abs().max() <= 1e-5
+
+
+def test_the_sampler_runs_in_the_trainers_precision():
+    """Samples of the shipped base model, scored by a trainer under bf16 autocast."""
+    base = Path(__file__).resolve().parents[1] / "recipes" / "models" / "tiny-base"
+    model, tokenizer = load_model(base, to_train=True), load_tokenizer(base)
+    learner = learner_of(PolicyModel(model), bf16=True)
+    asked = tiny.problems("train", 4)
+    requests = [SampleRequest(render_prompt(tokenizer, p), sample_seed(0, p.id, i)) for p in asked for i in range(8)]
+    apart = []
+    for precision in (nullcontext, learner.precision):
+        sampler = SharedSampler(TransformersSampler(model, tokenizer), ALONE, learner.policy, precision)
+        drawn = sampler.sample(requests, SamplingSettings(max_tokens=80))
+        rows = [
+            TrainingRow(request.prompt_ids, c.token_ids, c.sampler_logprobs, 1.0, f"r{i}")
+            for i, (request, c) in enumerate(zip(requests, drawn, strict=True))
+        ]
+        found = learner.logprobs(learner.policy, rows)
+        sampled = [value for row in rows for value in row.sampler_logprobs]
+        scored = [value for line in found for value in line]
+        gaps = [abs(a - b) for a, b in zip(sampled, scored, strict=True)]
+        apart.append(sum(gaps) / len(gaps))
+    assert apart[1] < apart[0] / 2

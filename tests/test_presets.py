@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.console import PlainReport
 from recipes.loader import RecipeError
 from recipes.presets import PRESETS
 from recipes.runner import run_recipe
@@ -114,13 +115,6 @@ stages:
 """
 
 
-class Quiet:
-    def stage_started(self, *_):
-        pass
-
-    stage_progress = stage_finished = stage_started
-
-
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_trains(tmp_path, tiny_model_folder, name):
     """Two steps from a model without a chat template; r1-zero gives it one, which the trained model keeps."""
@@ -129,7 +123,7 @@ def test_every_preset_trains(tmp_path, tiny_model_folder, name):
     (folder / "chat_template.jinja").unlink()
     (tmp_path / "presets.yaml").write_text(RUN % (name, folder))
     (result,) = run_recipe(
-        load_recipe(tmp_path / "presets.yaml"), root=tmp_path / "runs", methods=METHODS, report=Quiet()
+        load_recipe(tmp_path / "presets.yaml"), root=tmp_path / "runs", methods=METHODS, report=PlainReport()
     )
     lines = read_lines(result.folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
@@ -17,11 +18,19 @@ class SharedSampler:
     but for the rounding of another batch.
 
     `policy` is the model behind `sampler`, a module that `rl.distributed.shard` may have sharded: its weights are
-    gathered while the samples are drawn.
+    gathered while the samples are drawn. `precision` makes the context that the trainer's forward runs in: under bf16
+    autocast on one side only, the log-probs of the two differed by five times as much on average (tests/
+    test_precision.py).
     """
 
-    def __init__(self, sampler: Sampler, ranks: Ranks, policy: nn.Module) -> None:
-        self.sampler, self.ranks, self.policy = sampler, ranks, policy
+    def __init__(
+        self,
+        sampler: Sampler,
+        ranks: Ranks,
+        policy: nn.Module,
+        precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.sampler, self.ranks, self.policy, self.precision = sampler, ranks, policy, precision
         self.policy_version = sampler.policy_version
 
     def sample(
@@ -32,7 +41,7 @@ class SharedSampler:
     ) -> list[Completion]:
         """As `Sampler.sample`, on every rank; `report` is told this rank's share times the number of ranks."""
         self.sampler.policy_version = self.policy_version
-        with gathered(self.policy):
+        with gathered(self.policy), self.precision():
             own = self.sampler.sample(
                 self.ranks.share(requests),
                 settings,
