@@ -16,7 +16,7 @@ from rl.advantages import AdvantageRule
 from rl.collect import Collector, RolloutSettings, Shape, no_shaping
 from rl.curriculum import Curriculum, Prioritized, ProblemSource, Shuffled
 from rl.distributed import shard
-from rl.grpo import Judge, Schedule, train
+from rl.grpo import DevSet, Schedule, train
 from rl.learner import Learner, OptimSettings
 from rl.lora import WithoutAdapters, add_lora
 from rl.mismatch import Correction, IcePop, TruncatedIS
@@ -183,7 +183,7 @@ def run_rl(
     train(
         learner,
         collector,
-        Judge(dev_problems, task, sampling, suffix),
+        DevSet(dev_problems, task, sampling, suffix),
         tokenizer,
         Schedule(stage.steps, stage.eval_every, stage.eval_samples, stage.save_every, stage.stop_at_accuracy),
         context.folder,

@@ -56,7 +56,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class DevSet:
     """The dev problems and how they are sampled: what checkpoints are chosen by."""
 
     problems: Sequence[Problem]
@@ -68,7 +68,7 @@ class Judge:
 def train(
     learner: Learner,
     collector: Collector,
-    judge: Judge,
+    dev: DevSet,
     tokenizer: PreTrainedTokenizerBase,
     schedule: Schedule,
     folder: Path,
@@ -97,8 +97,8 @@ def train(
 
     def evaluate(step: int) -> DevScore:
         groups = sample_groups(
-            collector.sampler, tokenizer, judge.problems, judge.task, schedule.eval_samples, judge.sampling,
-            sample_seed(seed, "dev"), judge.prompt_suffix,
+            collector.sampler, tokenizer, dev.problems, dev.task, schedule.eval_samples, dev.sampling,
+            sample_seed(seed, "dev"), dev.prompt_suffix,
         )  # fmt: skip
         return dev_score(step, groups)
 
@@ -129,7 +129,7 @@ def train(
         run.step = step
         if refresh_every and step % refresh_every == 0:
             learner.refresh_reference()
-        metrics = rollout_metrics(groups, judge.task) | collected | update.means(ranks)
+        metrics = rollout_metrics(groups, dev.task) | collected | update.means(ranks)
         metrics |= speeds(groups, sampled - started, time.perf_counter() - sampled)
         if schedule.eval_every and (step % schedule.eval_every == 0 or step == schedule.steps):
             metrics |= run.consider(evaluate(step)).metrics()

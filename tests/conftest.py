@@ -44,7 +44,7 @@ def train_rl() -> Callable[..., None]:
 
     from rl.collect import Collector, RolloutSettings, no_shaping
     from rl.curriculum import Shuffled
-    from rl.grpo import Judge, Schedule, train
+    from rl.grpo import DevSet, Schedule, train
     from rl.learner import Learner, OptimSettings
     from rl.objectives import dapo
     from rl.policy import PolicyModel, load_model, load_tokenizer
@@ -87,7 +87,7 @@ def train_rl() -> Callable[..., None]:
             seed=seed, shape=shape,
         )  # fmt: skip
         train(
-            learner, collector, Judge(tiny.problems("dev", dev_problems), tiny.TASK, sampling), tokenizer,
+            learner, collector, DevSet(tiny.problems("dev", dev_problems), tiny.TASK, sampling), tokenizer,
             Schedule(steps, eval_every, save_every=save_every), folder, seed=seed, **changes,
         )  # fmt: skip
 
