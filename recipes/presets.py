@@ -14,10 +14,9 @@ from typing import Any, Literal
 PresetName = Literal["r1-zero", "kimi-k1.5", "dapo", "dr-grpo", "gspo", "cispo"]
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # DeepSeek-R1, 2501.12948 (Nature version). 512 problems a step, updates_per_step 16; the reference follows every
-    # 400 updates, that is every 25 steps; max_tokens 32,768, from update 8,200 (step 513) on 65,536. The clip is the
-    # one given for R1's first RL stage, which otherwise has R1-Zero's settings; 1 - 10 < 0 means that there is no lower
-    # clip.
+    # DeepSeek-R1, 2501.12948 (Nature version). 512 problems a step, updates_per_step 16; max_tokens 32,768, from update
+    # 8,200 (step 513) on 65,536. The clip is the one given for R1's first RL stage, which otherwise has R1-Zero's
+    # settings; 1 - 10 < 0 means that there is no lower clip.
     "r1-zero": {
         "template": "r1-zero",
         "loss": "clip",
@@ -26,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epsilon_low": 10.0,
         "epsilon_high": 10.0,
         "advantage": "std",
-        "kl": {"coefficient": 0.001, "estimator": "k3", "refresh_every": 25},
+        "kl": {"coefficient": 0.001, "estimator": "k3", "refresh_every": 400},
         "learning_rate": 3e-6,
         "group_size": 16,
         "reward_accuracy": 1.0,

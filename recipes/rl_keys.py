@@ -55,7 +55,7 @@ class Kl(Keys):
     estimator: Literal["k1", "k2", "k3", "k3-corrected"] = "k3-corrected"
     """k1 goes into the reward; k2, k3 and k3-corrected (times the ratio) into the loss."""
     refresh_every: NonNegative = 0
-    """The reference becomes the policy every this many steps (R1: 400); 0 never."""
+    """The reference becomes the policy every this many optimizer updates (R1: 400); 0 never."""
 
 
 class Correction(Keys):

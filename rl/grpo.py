@@ -86,8 +86,8 @@ def train(
 
     Checkpoints lie in `folder`/checkpoints; called again on the same folder it goes on from the newest complete one and
     gives the bits that the uninterrupted run would have given. `prefer` decides, on dev problems only, which evaluated
-    model is kept. `kl_reward` is the coefficient of a KL penalty in the reward (k1), `refresh_every` the steps after
-    which the reference becomes the policy (0: never).
+    model is kept. `kl_reward` is the coefficient of a KL penalty in the reward (k1), `refresh_every` the
+    optimizer updates after which the reference becomes the policy, at the end of their step (0: never).
 
     Errors: StepRefused if something is not finite; the groups concerned are then in `folder`/refused-step-<n>.jsonl and
     the weights those before the update.
@@ -109,6 +109,7 @@ def train(
         fault("grpo.step")
         started = time.perf_counter()
         update = UpdateMetrics()
+        version = collector.sampler.policy_version
         learner.begin_step(step)
         with run.refusals(step) as groups:
             collected = collector.step(step, groups)
@@ -127,7 +128,7 @@ def train(
                 if learner.update(rows, lengths, update):
                     collector.sampler.policy_version += 1
         run.step = step
-        if refresh_every and step % refresh_every == 0:
+        if refresh_every and collector.sampler.policy_version // refresh_every > version // refresh_every:
             learner.refresh_reference()
         metrics = rollout_metrics(groups, dev.task) | collected | update.means(ranks)
         metrics |= speeds(groups, sampled - started, time.perf_counter() - sampled)

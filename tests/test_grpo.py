@@ -65,7 +65,7 @@ EVERYTHING = {
         "objective": replace(dapo(), kl=KLTerm(k3_corrected, 0.01)),
         "optim": OptimSettings(learning_rate=1e-3, updates_per_step=2, warmup_steps=6),
         "with_reference": True,
-        "refresh_every": 5,
+        "refresh_every": 10,
         "shape": LengthReward(kimi_length_rewards, 0.5),
         "source": Prioritized,
         "limits": StepSchedule(((1, 10), (4, 16))),
@@ -159,6 +159,9 @@ def test_a_run_interrupted_within_a_rollout_ends_in_the_same_bits(tiny_model_fol
 def test_the_parts_were_really_on(whole):
     plain, partial, dynamic = (whole[kind][1] for kind in ("plain", "partial", "dynamic"))
     assert max(line["kl"] for line in plain) > 0
+    assert (
+        plain[5]["kl"] < plain[4]["kl"] / 2 and plain[10]["kl"] < plain[9]["kl"] / 2
+    )  # every 10 updates a new reference
     assert {"dev_accuracy", "dev_tokens"} <= plain[3].keys()
     assert plain[0]["tokens_mean"] <= 10 < max(line["tokens_p95"] for line in plain[3:])
     assert max(line["open_completions"] for line in partial) > 0
