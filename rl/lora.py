@@ -51,7 +51,8 @@ def add_lora(
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        return cast(PreTrainedModel, get_peft_model(model, config))
+        # A new module is in training mode: then checkpointing would take the sampler's cache away.
+        return cast(PreTrainedModel, get_peft_model(model, config).eval())
 
 
 @dataclass(frozen=True, slots=True)

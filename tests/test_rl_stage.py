@@ -1,0 +1,136 @@
+"""Every key of an RL stage does something: each is turned on in a run of two steps through the recipe's door."""
+
+import pytest
+
+from recipes.console import PlainReport
+from recipes.keys import Keys
+from recipes.rl_keys import Grpo
+from recipes.rl_stage import advantage_of, objective_of, rewards_of
+from recipes.runner import run_recipe
+from recipes.schema import load_recipe
+from recipes.stages import METHODS
+from rl.advantages import Gdpo, LogPartition, StdNormalized, batch_std
+from rl.kl import KLTerm, k2
+from rl.mismatch import IcePop, TruncatedIS
+from rl.objectives import (
+    Constant,
+    Objective,
+    OffPolicyMask,
+    SequenceMean,
+    SequenceSum,
+    TokenMean,
+    cispo,
+    dapo,
+    dr_grpo,
+    gspo,
+    kimi,
+    r1,
+    sequence_mean_log_ratio,
+    token_log_ratio,
+)
+from rl.policy import load_tokenizer
+from rl.rules import Clip, Sapo
+from rl.runs import read_lines
+
+HEAD = """name: keys
+problems: {source: tiny, levels: [2, 3], train: 16, dev: 4, test: 4}
+sampling: {max_tokens: 24}
+stages:
+  rl:
+    method: grpo
+    model: %s
+    steps: 3
+    problems_per_step: 4
+    group_size: 4
+    learning_rate: 1.0e-3
+"""
+
+# What is turned on together, and a figure that only then is in metrics.jsonl.
+TOGETHER = {
+    "mismatch": ("correction: {kind: icepop}\noff_policy_mask: 0.1\nupdates_per_step: 2", "correction_weight"),
+    "adapters": ("lora: {rank: 2}\nkl: {coefficient: 0.01, estimator: k3}\ngradient_checkpointing: true", "kl"),
+    "bf16": ("bf16: true\nfp32_head: true\nkl: {coefficient: 0.01, refresh_every: 2}", "kl"),
+    "partial": (
+        "partial: {budget: 8, train_old_segments: false}\nrepetition: {min_tokens: 6, min_repeats: 3, penalty: 0.5}\n"
+        "draw: {order: curriculum, switch_step: 2}",
+        "open_groups",
+    ),
+    "rewards": ("advantage: gdpo\nsoft_overlong: 8\nmask_truncated: true", "reward_overlong"),
+    "limits": ("loss: sapo\nadvantage: batch-std\nmax_tokens_steps: [[1, 12], [3, 24]]", "loss"),
+    "k1": ("advantage: leave-one-out\nkl: {coefficient: 0.01, estimator: k1}\ndual_clip: 3.0", "loss"),
+    "dynamic": ("dynamic_rounds: 2\nloss: mirror-descent\ntau: 0.1\naggregation: sequence-sums\n"
+                "advantage: log-partition\nreset_optimizer: true\nwarmup_steps: 2", "dynamic_rounds"),
+}  # fmt: skip
+
+
+def recipe_of(tmp_path, model, keys):
+    path = tmp_path / "keys.yaml"
+    path.write_text(HEAD % model + "".join(f"    {line}\n" for line in keys.splitlines()))
+    return load_recipe(path)
+
+
+@pytest.mark.parametrize("name", sorted(TOGETHER))
+def test_keys_run_through_the_door(tmp_path, tiny_model_folder, name):
+    keys, figure = TOGETHER[name]
+    recipe = recipe_of(tmp_path, tiny_model_folder, keys)
+    (result,) = run_recipe(recipe, root=tmp_path / "runs", methods=METHODS, report=PlainReport())
+    lines = read_lines(result.folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert any(figure in line for line in lines)
+    assert (result.folder / "model" / "model.safetensors").is_file()
+
+
+def test_every_key_is_turned_on_somewhere():
+    """A new key must be in TOGETHER, or here because other tests have it."""
+    elsewhere = {
+        "method", "model", "steps", "problems_per_step", "group_size", "learning_rate", "temperature", "top_p",
+        "max_tokens", "preset", "template", "weight_decay", "betas", "adam_epsilon", "max_grad_norm", "ratio",
+        "epsilon_low", "epsilon_high", "delta", "ratio_cap", "reward_accuracy", "reward_format", "length", "shard",
+        "micro_batch_tokens", "eval_every", "eval_problems", "eval_samples", "save_every", "keep", "stop_at_accuracy",
+    }  # fmt: skip
+    on = {line.split(":")[0] for keys, _ in TOGETHER.values() for line in keys.splitlines()}
+    assert issubclass(Grpo, Keys)
+    assert set(Grpo.model_fields) == elsewhere | on
+
+
+OBJECTIVES = {
+    "": dapo(),
+    "preset: dapo": dapo(),
+    "preset: dr-grpo": dr_grpo(24),
+    "preset: gspo": gspo(),
+    "preset: cispo": cispo(),
+    "preset: kimi-k1.5": kimi(0.01),
+    "preset: r1-zero": r1(),
+    "loss: sapo\naggregation: sequences": Objective(token_log_ratio, Sapo(), SequenceMean()),
+    "ratio: sequence-mean\naggregation: sequence-sums": Objective(
+        sequence_mean_log_ratio, Clip(0.2, 0.28), SequenceSum()
+    ),
+    "aggregation: constant\ndelta: 2.0": Objective(token_log_ratio, Clip(0.2, 0.28, delta=2.0), Constant(24)),
+    "off_policy_mask: 0.01\ncorrection: {kind: truncated, high: 3.0}": Objective(
+        token_log_ratio, Clip(0.2, 0.28), TokenMean(), OffPolicyMask(0.01), TruncatedIS(3.0)
+    ),
+    "correction: {kind: icepop, low: 0.2}\nkl: {coefficient: 0.5, estimator: k2}": Objective(
+        token_log_ratio, Clip(0.2, 0.28), TokenMean(), correction=IcePop(0.2, 5.0), kl=KLTerm(k2, 0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("keys", OBJECTIVES)
+def test_keys_become_the_objective_they_name(tmp_path, tiny_model_folder, keys):
+    stage = recipe_of(tmp_path, tiny_model_folder, keys).stages["rl"].config
+    assert objective_of(stage) == OBJECTIVES[keys]
+
+
+def test_keys_become_the_advantage_they_name(tmp_path, tiny_model_folder):
+    tokenizer = load_tokenizer(tiny_model_folder)
+
+    def rule(keys):
+        stage = recipe_of(tmp_path, tiny_model_folder, keys).stages["rl"].config
+        return advantage_of(stage, rewards_of(stage, tokenizer))
+
+    assert rule("advantage: std") == StdNormalized(1)
+    assert rule("advantage: std-population") == StdNormalized(0)
+    assert rule("advantage: batch-std") is batch_std
+    assert rule("advantage: gdpo\nlength: {weight: 0.4}") == Gdpo((("accuracy", 1.0), ("format", 0.1)), 0.4)
+    mirror = "loss: mirror-descent\ntau: 0.2\naggregation: sequence-sums\nadvantage: log-partition"
+    assert rule(mirror) == LogPartition(0.2)
