@@ -1,7 +1,11 @@
 """Every key of an RL stage does something: each is turned on in a run of two steps through the recipe's door."""
 
-import pytest
+import json
 
+import pytest
+from typer.testing import CliRunner
+
+from cli import app
 from recipes.console import PlainReport
 from recipes.keys import Keys
 from recipes.rl_keys import Grpo
@@ -134,3 +138,18 @@ def test_keys_become_the_advantage_they_name(tmp_path, tiny_model_folder):
     assert rule("advantage: gdpo\nlength: {weight: 0.4}") == Gdpo((("accuracy", 1.0), ("format", 0.1)), 0.4)
     mirror = "loss: mirror-descent\ntau: 0.2\naggregation: sequence-sums\nadvantage: log-partition"
     assert rule(mirror) == LogPartition(0.2)
+
+
+def test_a_reward_that_is_not_a_number_ends_the_command_with_exit_4_and_the_problem(
+    tmp_path, tiny_model_folder, monkeypatch
+):
+    monkeypatch.setattr("recipes.rl_stage.accuracy_reward", lambda rollout: float("nan"))
+    recipe = recipe_of(tmp_path, tiny_model_folder, "")
+    runs = tmp_path / "runs"
+    result = CliRunner().invoke(app, ["run", str(recipe.path), "--runs", str(runs)])
+    assert result.exit_code == 4
+    (refused,) = runs.glob("keys/rl-*.partial/refused-step-000001.jsonl")
+    rows = [json.loads(line) for line in refused.read_text().splitlines()]
+    assert {row["reward"] for row in rows} == {"nan"}
+    assert "step 1: a reward is not finite" in result.output
+    assert rows[0]["problem"] in result.output and refused.name in result.output.replace("\n", "")
