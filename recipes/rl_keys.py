@@ -271,8 +271,10 @@ class Grpo(SamplingKeys):
                 yield "tau", "required key is missing: the weight of the squared log-ratio (Kimi prints none; try 0.01)"
             if self.aggregation != "sequence-sums":
                 yield "aggregation", "mirror-descent sums over a completion: give aggregation: sequence-sums"
-        if self.advantage == "log-partition" and self.tau is None:
-            yield "advantage", "log-partition takes its tau from loss: mirror-descent"
+        if self.advantage == "log-partition" and not self.tau:
+            yield "advantage", "log-partition takes its tau, above 0, from loss: mirror-descent"
+        if self.delta is not None and self.delta <= 1 + self.epsilon_high:
+            yield "delta", f"must be above 1 + epsilon_high = {1 + self.epsilon_high:g}, not {self.delta:g}"
         if self.ratio == "sequence" and self.aggregation != "sequences":
             yield "ratio", "with one ratio for the whole completion each completion is one term: aggregation: sequences"
         if self.advantage == "gdpo" and self.kl is not None and self.kl.estimator == "k1":

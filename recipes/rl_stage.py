@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -148,6 +149,7 @@ def run_rl(
 ) -> None:
     """Run an RL stage: build what its keys name, then train."""
     stage: Grpo = context.stage
+    sampling = replace(sampling, stop_repetition=repetition_of(stage))
     name, ranks = context.model(stage.model), context.ranks
     tokenizer = load_tokenizer(name)
     give_template(tokenizer, stage.template)
@@ -198,13 +200,11 @@ def run_rl(
     )
 
 
-def sampling_of(stage: Grpo) -> SamplingSettings:
-    """The sampling settings of an RL stage, with its rule for repetitions."""
-    assert stage.temperature is not None and stage.top_p is not None and stage.max_tokens is not None
-    rule = None
-    if stage.repetition is not None:
-        rule = RepetitionRule(stage.repetition.max_period, stage.repetition.min_repeats, stage.repetition.min_tokens)
-    return SamplingSettings(stage.temperature, stage.top_p, stage.max_tokens, stop_repetition=rule)
+def repetition_of(stage: Grpo) -> RepetitionRule | None:
+    """When a stage stops a rollout that runs in a circle, if ever."""
+    if stage.repetition is None:
+        return None
+    return RepetitionRule(stage.repetition.max_period, stage.repetition.min_repeats, stage.repetition.min_tokens)
 
 
 def _learner(stage: Grpo, name: str, sampling: SamplingSettings, ranks: Ranks) -> Learner:

@@ -138,11 +138,11 @@ def pretrain(context: StageContext) -> None:
 
 
 def grpo(context: StageContext) -> None:
-    from recipes.rl_stage import run_rl, sampling_of
+    from recipes.rl_stage import run_rl
 
     stage: Grpo = context.stage
     dev = problems_of(context, "dev", stage.eval_problems) if stage.eval_every else []
-    run_rl(context, problems_of(context, "train"), dev, task_of(context.recipe), sampling_of(stage))
+    run_rl(context, problems_of(context, "train"), dev, task_of(context.recipe), settings_of(stage))
 
 
 def sft(context: StageContext) -> None:

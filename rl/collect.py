@@ -80,7 +80,7 @@ class Collector:
         Errors: NonFiniteReward for a reward that is not a number.
         """
         settings, wanted = self.settings, self.settings.problems_per_step
-        draw = _StepDraw(self.source.stream(step, self.drawn, self.rates))
+        draw = StepDraw(self.source.stream(step, self.drawn, self.rates))
         sampling = replace(settings.sampling, max_tokens=settings.max_tokens(step))
 
         def problems() -> list[Problem]:
@@ -148,7 +148,7 @@ class Collector:
         return self.shape([score(group, self.rewards) for group in groups], step)
 
 
-class _StepDraw:
+class StepDraw:
     """Problems of one step's stream, none twice: a second copy would get the samples of the first, seed for seed."""
 
     def __init__(self, stream: Iterator[Problem]) -> None:
