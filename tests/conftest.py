@@ -92,3 +92,36 @@ def train_rl() -> Callable[..., None]:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="session")
+def launch_two() -> Callable[..., tuple[list[int], list[str]]]:
+    """`launch_two(script, *arguments, flags=())`: two processes as a launcher starts them; exit codes and stderr."""
+    import socket
+    import subprocess
+    import sys
+
+    root = Path(__file__).resolve().parents[1]
+
+    def launch(script: str, *arguments: object, flags: tuple[str, ...] = ()) -> tuple[list[int], list[str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(root)}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *flags, script, *map(str, arguments)],
+                env=os.environ | launched | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            errors = [process.communicate(timeout=200)[1] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        return [process.returncode for process in processes], errors
+
+    return launch

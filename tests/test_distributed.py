@@ -7,9 +7,6 @@ they found; the tests compare it with one process.
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,7 +34,6 @@ from rl.samplers.transformers import TransformersSampler
 from rl.tasks.tiny_models import make_model, make_tokenizer
 from rl.train_metrics import UpdateMetrics
 
-ROOT = Path(__file__).resolve().parents[1]
 OPTIM = OptimSettings(learning_rate=1e-3, weight_decay=0.1, micro_batch_tokens=40)
 UPDATES = 3
 
@@ -257,7 +253,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, launch_two) -> Path:
     """What two processes wrote down, and the checkpoint of a single one that they went on from."""
     path = tmp_path_factory.mktemp("distributed")
     learner = learner_of(ALONE, False)
@@ -265,25 +261,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(learner, path / "alone checkpoint")
     updates(learner, 7, range(2, 3))
     save_file(weights_of(learner), path / "alone went on.safetensors")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(path)],
-            env=os.environ | launched | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=200)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    codes, errors = launch_two(__file__, path, flags=("-W", "error"))
+    assert codes == [0, 0], "\n".join(errors)
     return path
 
 

@@ -31,28 +31,16 @@ def mine(tmp_path, tiny_model_folder) -> Path:
 
 @pytest.mark.timeout(120)
 def test_the_recipe_for_your_own_model_and_problems_runs(mine, tmp_path):
+    from recipes.console import PlainReport
     from recipes.runner import run_recipe
     from recipes.stages import METHODS
 
     small = ["sampling.max_tokens=24", "problems.prompt_suffix=''", "brief.max_tokens=16"]
     for stage in ("teacher", "brief"):
         small += [f"{stage}.steps=2", f"{stage}.eval_every=1", f"{stage}.problems_per_step=2", f"{stage}.group_size=2"]
-    results = run_recipe(load_recipe(mine, small), root=tmp_path / "runs", methods=METHODS, report=Silent())
+    results = run_recipe(load_recipe(mine, small), root=tmp_path / "runs", methods=METHODS, report=PlainReport())
     assert [result.name for result in results if "." not in result.name] == ["teacher", "brief", "frontier"]
     assert (results[-1].folder / "report.html").stat().st_size > 10_000
-
-
-class Silent:
-    """A report that says nothing."""
-
-    def stage_started(self, name, method, position, total, status):
-        pass
-
-    def stage_progress(self, name, done, total, note):
-        pass
-
-    def stage_finished(self, result, position, total):
-        pass
 
 
 def test_the_error_message_is_the_real_one(mine):

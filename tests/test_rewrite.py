@@ -160,25 +160,13 @@ def test_import_gguf_takes_a_package_or_a_file(recipe):
     assert load_recipe(recipe).stages["start"].references()[0].wants == "file"
 
 
-class Silent:
-    """A report that says nothing."""
-
-    def stage_started(self, name, method, position, total, status):
-        pass
-
-    def stage_progress(self, name, done, total, note):
-        pass
-
-    def stage_finished(self, result, position, total):
-        pass
-
-
 def run(recipe: Path, runs: Path, targets: list[str]) -> dict[str, Path]:
+    from recipes.console import PlainReport
     from recipes.runner import run_recipe
     from recipes.stages import METHODS
 
     loaded = load_recipe(recipe, [f"cold.model={runs.parent}/model"])
-    results = run_recipe(loaded, root=runs, methods=METHODS, report=Silent(), targets=targets)
+    results = run_recipe(loaded, root=runs, methods=METHODS, report=PlainReport(), targets=targets)
     return {result.name: result.folder for result in results}
 
 

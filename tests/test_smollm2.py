@@ -54,19 +54,6 @@ def mawps_row(index: int) -> dict[str, object]:
     }
 
 
-class Silent:
-    """A report that says nothing."""
-
-    def stage_started(self, name, method, position, total, status):
-        pass
-
-    def stage_progress(self, name, done, total, note):
-        pass
-
-    def stage_finished(self, result, position, total):
-        pass
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder of runs for the module, so that the model is unpacked once."""
@@ -84,11 +71,12 @@ def made_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run(runs: Path, overrides: list[str], targets: list[str] | None = None) -> dict[str, Path]:
+    from recipes.console import PlainReport
     from recipes.runner import run_recipe
     from recipes.stages import METHODS
 
     recipe = load_recipe("smollm2-135m", [*SMALL, *overrides])
-    results = run_recipe(recipe, root=runs, methods=METHODS, report=Silent(), targets=targets)
+    results = run_recipe(recipe, root=runs, methods=METHODS, report=PlainReport(), targets=targets)
     return {result.name: result.folder for result in results}
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ from recipes.runner import AnotherRankFailed, StageContext, StageFailed, StageRe
 from recipes.schema import load_recipe
 from rl.ranks import start
 from rl.runs import write_json
-
-ROOT = Path(__file__).resolve().parents[1]
 
 RECIPE = """
 name: together
@@ -103,32 +100,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def launch(folder: Path, failing: str = "") -> tuple[list[int], list[dict], list[str]]:
-    """Two processes, as a launcher starts them: exit codes, what each wrote down, what each printed on stderr."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(folder / "runs"), failing],
-            env=os.environ | launched | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=100)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    found = [json.loads((folder / f"rank {rank}.json").read_text()) for rank in range(2)]
-    return [process.returncode for process in processes], found, errors
+@pytest.fixture
+def launch(folder: Path, launch_two) -> Callable[..., tuple[list[int], list[dict], list[str]]]:
+    """Two processes: exit codes, what each wrote down, what each printed on stderr."""
+
+    def run(failing: str = "") -> tuple[list[int], list[dict], list[str]]:
+        codes, errors = launch_two(__file__, folder, folder / "runs", failing)
+        return codes, [json.loads((folder / f"rank {rank}.json").read_text()) for rank in range(2)], errors
+
+    return run
 
 
-def test_stages_run_alone_or_together_and_only_the_first_process_reports(folder: Path):
-    codes, (first, second), errors = launch(folder)
+def test_stages_run_alone_or_together_and_only_the_first_process_reports(folder: Path, launch):
+    codes, (first, second), errors = launch()
     assert codes == [0, 0], errors
     names = ["pool", "traces", "student", "teacher", "again"]
     assert first["ran"] == ["pool of 1", "traces of 1", "student of 1", "teacher of 2", "again of 1"]
@@ -141,9 +125,9 @@ def test_stages_run_alone_or_together_and_only_the_first_process_reports(folder:
 
 
 @pytest.mark.parametrize("failing", ["teacher 1", "student 0"])
-def test_a_failure_on_one_process_ends_both_with_one_message(failing: str, folder: Path):
+def test_a_failure_on_one_process_ends_both_with_one_message(failing: str, folder: Path, launch):
     stage, rank = failing.split()
-    codes, found, errors = launch(folder, failing)
+    codes, found, errors = launch(failing)
     assert codes == [4, 4], errors
     where = " on rank 1" if rank == "1" else ""
     assert found[int(rank)]["message"] == f"stage {stage} failed{where}: ValueError: asked to fail"
