@@ -204,7 +204,7 @@ def run_theirs(
         for text, ids, number in zip(completions, completion_ids, index, strict=True):
             ended = FinishReason.STOP if ids[-1] == tokenizer.eos_token_id else FinishReason.LENGTH
             completion = Completion(text, tuple(ids), (0.0,) * len(ids), ended)
-            judged = Rollout(completion, tiny.TASK.judge(problems[number], completion))
+            judged = Rollout(completion, tiny.judge(problems[number], completion))
             clock.judged.append((len(ids), setting.reward(judged)))
         return [value for _, value in clock.judged]
 

@@ -18,6 +18,7 @@ from rl.collect import Collector, RolloutSettings, Shape, no_shaping
 from rl.curriculum import Curriculum, Prioritized, ProblemSource, Shuffled
 from rl.distributed import shard
 from rl.grpo import DevSet, Schedule, train
+from rl.judging import shared
 from rl.learner import Learner, OptimSettings
 from rl.lora import WithoutAdapters, add_lora
 from rl.mismatch import Correction, IcePop, TruncatedIS
@@ -151,6 +152,7 @@ def run_rl(
     stage: Grpo = context.stage
     sampling = replace(sampling, stop_repetition=repetition_of(stage))
     name, ranks = context.model(stage.model), context.ranks
+    task = shared(task, ranks)
     tokenizer = load_tokenizer(name)
     give_template(tokenizer, stage.template)
     learner = _learner(stage, name, sampling, ranks)

@@ -134,7 +134,7 @@ def train(
         metrics |= speeds(groups, sampled - started, time.perf_counter() - sampled)
         if schedule.eval_every and (step % schedule.eval_every == 0 or step == schedule.steps):
             metrics |= run.consider(evaluate(step)).metrics()
-        run.log(metrics)
+        run.log(metrics, groups)
         report(step, schedule.steps, metrics)
         if step % schedule.save_every == 0:
             run.save()

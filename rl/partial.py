@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from rl.judging import judge_attempts
 from rl.prompts import render_prompt
 from rl.refusal import StepRefused
 from rl.samplers.base import Sampler, SampleRequest, SamplingSettings, sample_seed
@@ -124,34 +125,38 @@ class PartialRollouts:
             for problem in problems
         ]
         groups = _grown([*self.groups, *started], sampler, settings, self.budget, report)
-        closed = [self._closed(group, sampler.policy_version, tokenizer, task) for group in groups if group.done]
+        closed = [
+            (group, self._completions(group, sampler.policy_version, tokenizer)) for group in groups if group.done
+        ]
+        judged = _judged(closed, task)
         self.groups = tuple(group for group in groups if not group.done)
-        return closed
+        return judged
 
-    def _closed(self, group: OpenGroup, version: int, tokenizer: PreTrainedTokenizerBase, task: Task) -> RolloutGroup:
-        """The judged group; `version` is the policy's now, so segments of other versions are old."""
+    def _completions(self, group: OpenGroup, version: int, tokenizer: PreTrainedTokenizerBase) -> list[Completion]:
+        """Those of a group that is done; `version` is the policy's now, so segments of other versions are old."""
         # Without the EOS token; text is made once, of the whole, since a token may be a part of a character.
         texts = tokenizer.batch_decode(
             [list(s.token_ids[:-1] if s.finish_reason is FinishReason.STOP else s.token_ids) for s in group.samples],
             skip_special_tokens=False,
         )
-        rollouts = []
+        completions = []
         for sample, text in zip(group.samples, texts, strict=True):
             assert sample.finish_reason is not None
             segments = tuple(
                 replace(segment, trained=self.train_old_segments or segment.policy_version == version)
                 for segment in sample.segments
             )
-            completion = Completion(
-                text,
-                sample.token_ids,
-                sample.sampler_logprobs,
-                sample.finish_reason,
-                segments[-1].policy_version,
-                segments,
+            completions.append(
+                Completion(
+                    text,
+                    sample.token_ids,
+                    sample.sampler_logprobs,
+                    sample.finish_reason,
+                    segments[-1].policy_version,
+                    segments,
+                )
             )
-            rollouts.append(Rollout(completion, task.judge(group.problem, completion)))
-        return RolloutGroup(group.problem, group.prompt_ids, tuple(rollouts))
+        return completions
 
     def metrics(self) -> dict[str, float]:
         """What is open, for the logs."""
@@ -194,6 +199,15 @@ def staleness(groups: Sequence[RolloutGroup], version: int) -> dict[str, float]:
         "stale_versions_mean": sum(age * count for age, count in ages) / tokens if tokens else 0.0,
         "stale_versions_max": float(max((age for age, _ in ages), default=0)),
     }
+
+
+def _judged(closed: Sequence[tuple[OpenGroup, list[Completion]]], task: Task) -> list[RolloutGroup]:
+    attempts = [(group.problem, completion) for group, completions in closed for completion in completions]
+    verdicts = iter(judge_attempts(task, attempts))
+    return [
+        RolloutGroup(group.problem, group.prompt_ids, tuple(Rollout(c, next(verdicts)) for c in completions))
+        for group, completions in closed
+    ]
 
 
 def _grown(
@@ -245,6 +259,7 @@ def _group_json(group: OpenGroup) -> dict[str, object]:
             "answer": problem.answer,
             "source": problem.source,
             "level": problem.level,
+            "spec": problem.spec,
         },
         "prompt_ids": list(group.prompt_ids),
         "max_tokens": group.max_tokens,
@@ -270,6 +285,7 @@ def _group_from_json(state: dict) -> OpenGroup:
             problem["answer"],
             problem["source"],
             problem["level"],
+            problem["spec"],
         ),
         tuple(state["prompt_ids"]),
         state["max_tokens"],

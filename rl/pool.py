@@ -3,6 +3,7 @@
     pool.json                          the address: what was sampled, from what, how
     samples-00000.jsonl                completions, a shard a file
     verdicts-<version>-00000.jsonl     what one version of the verifier says of the completions of shard 00000
+    judging.jsonl                      a log: how long each shard's verdicts took, the slowest, the undecided
 
 A pool is addressed by model, problems, template, sampling settings and seed, without the number of samples: asking for
 16 where 8 are there draws the other 8. Verdicts lie beside the samples, so that a better verifier judges without
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl.jsonl import dump_lines, read_rows
+from rl.judging import JUDGING, judge_attempts, judging_figures, notable_verdicts, verdict_of, verdict_row
 from rl.prompts import render_prompt
-from rl.runs import read_json, write_file, write_json
+from rl.runs import append_line, read_json, write_file, write_json
 from rl.samplers.base import Sampler, SampleRequest, SamplingSettings, sample_seed
 from rl.tasks.base import Task
-from rl.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, Verdict
+from rl.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +45,7 @@ SAMPLE_FIELDS = {
     "finish_reason": str,
     "policy_version": int,
 }
-VERDICT_FIELDS = {"problem": str, "sample": int, "outcome": str, "reason": str}
+VERDICT_FIELDS = {"problem": str, "sample": int, "outcome": str, "reason": str, "failure": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def pool_address(
         raise ValueError(
             "a pool holds completions that nothing but their end or their limit has stopped; leave out stop_repetition"
         )
-    asked = [[problem.id, problem.text, problem.answer] for problem in problems]
+    asked = [[p.id, p.text, p.answer, p.spec] if p.spec else [p.id, p.text, p.answer] for p in problems]
     return PoolAddress(
         model=model,
         problems=_fingerprint(asked),
@@ -152,15 +154,17 @@ class Pool:
             path = self._verdicts_path(shard, task.verifier_version)
             if path.is_file():
                 continue
-            rows = []
-            for (problem_id, sample), _, completion in self._read_samples(shard):
+            samples = list(self._read_samples(shard))
+            for (problem_id, _), _, _ in samples:
                 if problem_id not in by_id:
                     raise ValueError(f"{self.folder} holds samples of {problem_id}, which is not among the problems")
-                verdict = task.judge(by_id[problem_id], completion)
-                rows.append(
-                    {"problem": problem_id, "sample": sample, "outcome": verdict.outcome, "reason": verdict.reason}
-                )
+            verdicts = judge_attempts(task, [(by_id[key[0]], completion) for key, _, completion in samples])
+            judged = [(*key, verdict) for (key, _, _), verdict in zip(samples, verdicts, strict=True)]
+            rows = [{"problem": problem, "sample": i, **verdict_row(verdict)} for problem, i, verdict in judged]
             write_file(path, dump_lines(rows), "pool.verdicts")
+            figures = {name: round(value, 4) for name, value in judging_figures(verdicts).items()}
+            line = {"verifier": task.verifier_version, "shard": shard, "verdicts": len(verdicts), **figures}
+            append_line(self.folder / JUDGING, line | {"notable": notable_verdicts(judged)})
 
     def groups(
         self, problems: Sequence[Problem], verifier_version: str, samples: int | None = None
@@ -240,10 +244,9 @@ class Pool:
         verdicts: dict[Key, Verdict] = {}
         for place, row in read_rows(path, VERDICT_FIELDS):
             try:
-                outcome = Outcome(row["outcome"])
+                verdicts[row["problem"], row["sample"]] = verdict_of(row)
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from error
-            verdicts[row["problem"], row["sample"]] = Verdict(outcome, row["reason"])
         expected = {key for key, there in self._index.items() if there == shard}
         if verdicts.keys() != expected:
             key = min(verdicts.keys() ^ expected)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from rl.judging import judge_attempts
 from rl.prompts import render_prompt
 from rl.samplers.base import Sampler, SampleRequest, SamplingSettings, sample_seed
 from rl.tasks.base import Task
@@ -36,9 +37,10 @@ def sample_groups(
         for i in range(samples)
     ]
     completions = sampler.sample(requests, settings, report)
-    groups = []
-    for index, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
-        drawn = completions[index * samples : (index + 1) * samples]
-        rollouts = tuple(Rollout(completion, task.judge(problem, completion)) for completion in drawn)
-        groups.append(RolloutGroup(problem, prompt, rollouts))
-    return groups
+    asked = [problem for problem in problems for _ in range(samples)]
+    verdicts = judge_attempts(task, list(zip(asked, completions, strict=True)))
+    rollouts = [Rollout(completion, verdict) for completion, verdict in zip(completions, verdicts, strict=True)]
+    return [
+        RolloutGroup(problem, prompt, tuple(rollouts[index * samples : (index + 1) * samples]))
+        for index, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
+    ]

@@ -1,6 +1,7 @@
 """The state of one RL run and where it lies on disk: what is kept, what is resumed, what is written at the end.
 
     metrics.jsonl             a line a step
+    judging.jsonl             the verdicts of a step that took long or were given up, if there are any
     checkpoints/step-000020   all that the run needs to go on from step 20 (rl/checkpoint.py)
     best/                     the evaluated model that is kept so far
     refused-step-000021.jsonl the groups of a step that was refused because something was not finite
@@ -24,6 +25,7 @@ from rl.collect import Collector
 from rl.export import export_model
 from rl.faults import fault
 from rl.jsonl import dump_lines
+from rl.judging import JUDGING, judged_samples, notable_verdicts
 from rl.learner import Learner
 from rl.policy import PolicyModel
 from rl.ranks import Ranks
@@ -81,6 +83,7 @@ class RunState:
         self.scores: list[DevScore] = []
         self.kept: DevScore | None = None
         self.metrics_path = folder / "metrics.jsonl"
+        self.judging_path = folder / JUDGING
 
     def resume(self) -> None:
         """Go back to the newest complete checkpoint, if there is one; later lines of metrics.jsonl are dropped."""
@@ -109,10 +112,12 @@ class RunState:
         shutil.rmtree(self.folder / "best", ignore_errors=True)  # of a later step than the checkpoint, or torn
         if checkpoint is None:
             self.metrics_path.unlink(missing_ok=True)
+            self.judging_path.unlink(missing_ok=True)
             return
         if (checkpoint / "best").exists():
             shutil.copytree(checkpoint / "best", self.folder / "best")
         rewind_lines(self.metrics_path, self.step)
+        rewind_lines(self.judging_path, self.step)
 
     def consider(self, score: DevScore) -> DevScore:
         """Record a dev score; keep the model if the rule prefers it to the one kept so far."""
@@ -125,9 +130,12 @@ class RunState:
     def good_enough(self, accuracy: float | None) -> bool:
         return accuracy is not None and bool(self.scores) and self.scores[-1].accuracy >= accuracy
 
-    def log(self, metrics: dict[str, float]) -> None:
+    def log(self, metrics: dict[str, float], groups: Sequence[RolloutGroup]) -> None:
+        """A line of figures; and one of the verdicts that took long or were given up, if there are any."""
         if self.ranks.first:
             append_line(self.metrics_path, {"step": self.step, **metrics})
+            if notable := notable_verdicts(judged_samples(groups)):
+                append_line(self.judging_path, {"step": self.step, "notable": notable})
 
     @contextlib.contextmanager
     def refusals(self, step: int) -> Iterator[list[RolloutGroup]]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rl.evaluate import count_words
+from rl.judging import judging_figures
 from rl.mismatch import Mismatch
 from rl.ranks import ALONE, Ranks
 from rl.rewards import mean_parts
@@ -63,6 +64,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], task: Task) -> dict[str, flo
         "reward": float(np.mean([rollout.reward for rollout in decided])) if decided else float("nan"),
         "accuracy": float(np.mean([rollout.right for rollout in decided])) if decided else float("nan"),
         "undecided": 1 - len(decided) / len(rollouts),
+        **judging_figures(rollout.verdict for rollout in rollouts),
         **{f"reward_{name}": value for name, value in mean_parts(list(groups)).items()},
         "tokens_mean": float(lengths.mean()),
         "tokens_median": float(np.median(lengths)),

@@ -27,6 +27,15 @@ class Outcome(StrEnum):
     UNDECIDED = "undecided"  # the judge failed, not the model
 
 
+class JudgeFailure(StrEnum):
+    """Why a verdict is undecided."""
+
+    TIMEOUT = "timeout"  # the verifier did not come to an end in its time and was killed
+    CRASH = "crash"  # the verifier died, or said something that is no verdict
+    INFRASTRUCTURE = "infrastructure"  # there was nothing to judge with: no sandbox, no endpoint
+    UNPARSEABLE_GOLD = "unparseable gold"  # the reference answer cannot be read, so nothing can equal it
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What the verifier says of one completion.
@@ -34,11 +43,24 @@ class Verdict:
     `UNDECIDED` means that the judge failed (verifier hung, sandbox down); it never counts as 0 and leaves the group's
     baseline. A truncated completion without an answer is `WRONG`: its finish reason is kept beside it.
 
-    Example: `Verdict(Outcome.WRONG, "no </think>: the thought never ended")`
+    Example: `Verdict(Outcome.WRONG, "no </think>: the thought never ended")`,
+    `Verdict.undecided(JudgeFailure.TIMEOUT, "no answer in 5 s")`
     """
 
     outcome: Outcome
     reason: str = ""
+    failure: JudgeFailure | None = None  # given exactly when it is undecided
+    seconds: float = field(default=0.0, compare=False)  # wall time of judging this one completion
+
+    def __post_init__(self) -> None:
+        if (self.failure is not None) != (self.outcome is Outcome.UNDECIDED):
+            raise ValueError(
+                f"a verdict has a failure exactly when it is undecided, not {self.outcome}, {self.failure}"
+            )
+
+    @classmethod
+    def undecided(cls, failure: JudgeFailure, reason: str = "") -> Verdict:
+        return cls(Outcome.UNDECIDED, reason, failure)
 
     @property
     def right(self) -> bool:
@@ -68,6 +90,7 @@ class Problem:
     answer: str  # the reference (gold) answer
     source: str = ""  # where it came from: a task's name or file:line
     level: int | None = None  # difficulty level, if the task has one
+    spec: str = ""  # what the task's judge needs beside the answer (tests, constraints), as JSON; its own affair
 
     @property
     def text(self) -> str:

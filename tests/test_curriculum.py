@@ -9,7 +9,7 @@ import pytest
 
 from rl.curriculum import Curriculum, Prioritized, Shuffled, SuccessRates
 from rl.samplers.base import sample_seed
-from rl.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, Verdict
+from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 NEW = SuccessRates()  # nothing measured yet
 
@@ -20,10 +20,14 @@ def problems(count, levels=None):
 
 def group(problem_id, outcomes):
     """A group from letters: r right, w wrong, u undecided."""
-    outcome = {"r": Outcome.RIGHT, "w": Outcome.WRONG, "u": Outcome.UNDECIDED}
+    verdicts = {
+        "r": Verdict(Outcome.RIGHT),
+        "w": Verdict(Outcome.WRONG),
+        "u": Verdict.undecided(JudgeFailure.CRASH),
+    }
     completion = Completion("", (7,), (0.0,), FinishReason.STOP)
     return RolloutGroup(
-        Problem(problem_id, (), ""), (1,), tuple(Rollout(completion, Verdict(outcome[letter])) for letter in outcomes)
+        Problem(problem_id, (), ""), (1,), tuple(Rollout(completion, verdicts[letter]) for letter in outcomes)
     )
 
 

@@ -3,17 +3,19 @@
 import pytest
 
 from rl.dynamic import fill_with_signal, group_has_signal
-from rl.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, Verdict
+from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 
 def group(name, rewards, outcomes=None, tokens=1):
     """A group with these total rewards; a letter each for right, wrong, undecided (not given: right above 0)."""
-    outcome = {"r": Outcome.RIGHT, "w": Outcome.WRONG, "u": Outcome.UNDECIDED}
+    verdicts = {
+        "r": Verdict(Outcome.RIGHT),
+        "w": Verdict(Outcome.WRONG),
+        "u": Verdict.undecided(JudgeFailure.CRASH),
+    }
     letters = outcomes or "".join("r" if reward > 0 else "w" for reward in rewards)
     completion = Completion("", (7,) * tokens, (0.0,) * tokens, FinishReason.STOP)
-    rollouts = [
-        Rollout(completion, Verdict(outcome[letter]), reward) for reward, letter in zip(rewards, letters, strict=True)
-    ]
+    rollouts = [Rollout(completion, verdicts[letter], reward) for reward, letter in zip(rewards, letters, strict=True)]
     return RolloutGroup(Problem(name, (), ""), (1,), tuple(rollouts))
 
 

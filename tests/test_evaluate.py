@@ -14,14 +14,17 @@ from rl.evaluate import EvalSummary, PairedDifference, compare, ends_in_loop, su
 from rl.runs import read_json
 from rl.tasks import tiny
 from rl.tasks.base import REFLECTION_WORDS
-from rl.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
+from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
 RIGHT, WRONG, UNDECIDED = Outcome.RIGHT, Outcome.WRONG, Outcome.UNDECIDED
 
 
 def make_rollout(outcome, tokens, text="1+1=2 </think>02", reason=FinishReason.STOP):
     ids = tuple(range(tokens))
-    return Rollout(Completion(text, ids, (0.0,) * tokens, reason), Verdict(outcome))
+    return Rollout(
+        Completion(text, ids, (0.0,) * tokens, reason),
+        Verdict(outcome, failure=JudgeFailure.CRASH if outcome is Outcome.UNDECIDED else None),
+    )
 
 
 def make_group(number, *rollouts, level=None):

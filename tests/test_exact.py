@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.tasks.exact import TASK, as_number, equal, extract, final_part, last_answer_tag, last_box, normalize
+from rl.tasks.exact import answer_of, as_number, equal, extract, final_part, judge, last_answer_tag, last_box, normalize
 from rl.types import Completion, FinishReason, Outcome, Problem, TextPart
 
 
 def verdict(text: str, gold: str = "5", finish: FinishReason = FinishReason.STOP) -> Outcome:
     problem = Problem("p", (TextPart("?"),), gold)
-    return TASK.judge(problem, Completion(text, (), (), finish)).outcome
+    return judge(problem, Completion(text, (), (), finish)).outcome
 
 
 @pytest.mark.parametrize(
@@ -122,16 +122,16 @@ def test_worked_examples():
 
 
 def test_votes_have_one_spelling():
-    assert {TASK.answer_of(text) for text in ("0.50", r"\boxed{1/2}", r"</think>\frac{1}{2}")} == {"1/2"}
-    assert TASK.answer_of("<think>5") is None
-    assert TASK.answer_of(r"\boxed{Paris.}") == "Paris"
+    assert {answer_of(text) for text in ("0.50", r"\boxed{1/2}", r"</think>\frac{1}{2}")} == {"1/2"}
+    assert answer_of("<think>5") is None
+    assert answer_of(r"\boxed{Paris.}") == "Paris"
 
 
 def test_verdicts_say_why():
     problem = Problem("p", (TextPart("?"),), "5")
 
     def reason(text: str, finish: FinishReason = FinishReason.STOP) -> str:
-        return TASK.judge(problem, Completion(text, (), (), finish)).reason
+        return judge(problem, Completion(text, (), (), finish)).reason
 
     assert reason("6") == "answered '6', expected '5'"
     assert reason("<think>5") == "the thought never ended (finish reason stop)"
@@ -150,7 +150,7 @@ def test_verdicts_say_why():
 def test_hostile_texts_take_no_time(text: str):
     started = time.perf_counter()
     assert verdict(text) is Outcome.WRONG
-    TASK.answer_of(text)
+    answer_of(text)
     assert time.perf_counter() - started < 1
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from long2short.frontier import Arm, Frontier, accuracy_efficiency, count, frontier, non_dominated, signed, table
 from rl.evaluate import summarize
 from rl.tasks import tiny
-from rl.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
+from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
 
 def make_arm(name, chance, tokens, label="", problems=40, samples=4, seed=0):
@@ -133,7 +133,7 @@ def test_the_table_holds_every_arm_in_every_width(arms):
 def test_the_table_says_what_the_judge_could_not_decide():
     arm = make_arm("one", 1.0, 10, problems=2, samples=2)
     first = arm.groups[0]
-    undecided = Rollout(first.rollouts[0].completion, Verdict(Outcome.UNDECIDED, "timeout"))
+    undecided = Rollout(first.rollouts[0].completion, Verdict.undecided(JudgeFailure.TIMEOUT))
     groups = (RolloutGroup(first.problem, (1,), (undecided, first.rollouts[1])), arm.groups[1])
     found = frontier([Arm("one", groups, summarize(groups, tiny.TASK))], "one")
     assert "neither right nor wrong: one 1." in table(found)

@@ -21,7 +21,9 @@ from rl.run_state import PreferBrief, prefer_accurate
 from rl.schedules import StepSchedule
 from rl.train_metrics import DevScore
 
-SPEEDS = ("rollout_tokens_per_second", "train_tokens_per_second", "step_seconds")
+SPEEDS = (
+    "rollout_tokens_per_second", "train_tokens_per_second", "step_seconds", "judge_seconds", "judge_seconds_max",
+)  # fmt: skip
 
 
 def results(folder):

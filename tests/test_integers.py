@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from rl.problems import BadProblems
-from rl.tasks.integers import TASK, answer_of, as_integer, extract, numbers, read_integer_problems
+from rl.tasks.integers import answer_of, as_integer, extract, judge, numbers, read_integer_problems
 from rl.tasks.word_problems import near_duplicates, read_word_problems, select_problems, write_problems
-from rl.types import Completion, FinishReason, Problem, TextPart
+from rl.types import Completion, FinishReason, JudgeFailure, Problem, TextPart
 
 # (completion, whether it was cut off, the answer that is read)
 EXTRACTED = [
@@ -87,7 +87,7 @@ def test_the_arithmetic_of_the_docstrings():
 
 def judged(text: str, answer: str = "72", finish: FinishReason = FinishReason.STOP):
     problem = Problem("p", (TextPart("?"),), answer)
-    return TASK.judge(problem, Completion(text, (1,), (0.0,), finish))
+    return judge(problem, Completion(text, (1,), (0.0,), finish))
 
 
 def test_verdicts_and_their_reasons():
@@ -98,8 +98,8 @@ def test_verdicts_and_their_reasons():
     assert judged("<think>72").reason == "the thought never ended (finish reason stop)"
     assert judged("72", finish=FinishReason.LENGTH).reason == "the thought never ended (finish reason length)"
     assert judged("<think>a</think>none").reason == "no whole number as the answer (finish reason stop)"
-    with pytest.raises(ValueError, match="'half' is not a whole number"):
-        judged("72", "half")
+    undecided = judged("72", "half")
+    assert undecided.failure is JudgeFailure.UNPARSEABLE_GOLD and "'half' is not a whole number" in undecided.reason
 
 
 def test_answers_that_are_no_integers_are_refused_with_their_line(tmp_path):

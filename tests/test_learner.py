@@ -19,7 +19,7 @@ from rl.samplers.base import SamplingSettings
 from rl.samplers.transformers import TransformersSampler
 from rl.tasks import tiny
 from rl.train_metrics import UpdateMetrics
-from rl.types import FinishReason, Outcome, Segment, Verdict
+from rl.types import FinishReason, JudgeFailure, Segment, Verdict
 
 OPTIM = OptimSettings(learning_rate=1e-3, max_grad_norm=1e9)
 
@@ -95,7 +95,7 @@ def test_groups_without_signal_only_cost_time(model, groups):
 
 def test_undecided_rollouts_leave_the_baseline(groups):
     first = groups[0]
-    undecided = replace(first.rollouts[0], verdict=Verdict(Outcome.UNDECIDED, "timeout"), reward=1e9)
+    undecided = replace(first.rollouts[0], verdict=Verdict.undecided(JudgeFailure.TIMEOUT), reward=1e9)
     rows, lengths = batch([replace(first, rollouts=(undecided, *first.rollouts[1:]))])
     assert (len(rows), len(lengths)) == (3, 3)
     assert sum(row.advantage for row in rows) == pytest.approx(0)

@@ -15,7 +15,7 @@ import pytest
 from rl import metrics
 from rl.evaluate import summarize
 from rl.tasks import tiny
-from rl.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
+from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
 ALL = [metrics.AvgAtK, metrics.MajAtK, metrics.PassAtK, metrics.Tokens, metrics.TokensPerCorrect, metrics.Share]
 
@@ -44,7 +44,12 @@ def random_groups(seed, problems=30, samples=4):
             answer = {"right": "</think>02", "wrong": f"</think>{rng.choice('789')}"}.get(outcome, "no answer")
             ids = tuple(rng.randrange(9) for _ in range(rng.randrange(1, 90)))
             reason = rng.choice([FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION])
-            rollouts.append(Rollout(Completion(answer, ids, (0.0,) * len(ids), reason), Verdict(outcome)))
+            rollouts.append(
+                Rollout(
+                    Completion(answer, ids, (0.0,) * len(ids), reason),
+                    Verdict(outcome, failure=JudgeFailure.CRASH if outcome is Outcome.UNDECIDED else None),
+                )
+            )
         problem = Problem(f"p{number}", (TextPart("01+01"),), "02")
         groups.append(RolloutGroup(problem, (1,), tuple(rollouts)))
     return groups

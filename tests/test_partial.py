@@ -15,13 +15,13 @@ from rl.rows import training_rows
 from rl.samplers.base import SamplingSettings, sample_seed
 from rl.samplers.transformers import TransformersSampler
 from rl.tasks import tiny
-from rl.tasks.base import Task
+from rl.tasks.base import Task, one_by_one
 from rl.tasks.tiny_models import make_tokenizer
 from rl.types import Completion, FinishReason, Outcome, Problem, Segment, TextPart, Verdict
 
 TOKENIZER = make_tokenizer()
 EOS = TOKENIZER.get_vocab()[str(TOKENIZER.eos_token)]
-TASK = Task("any", lambda problem, completion: Verdict(Outcome.RIGHT), lambda text: None, "1", ())
+TASK = Task("any", one_by_one(lambda problem, completion: Verdict(Outcome.RIGHT)), lambda text: None, "1", ())
 
 
 class ScriptedSampler:

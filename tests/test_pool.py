@@ -15,6 +15,7 @@ from rl.pool import Pool, fill_pool, pool_address
 from rl.repetition import RepetitionRule
 from rl.samplers.base import SampleRequest, SamplingSettings, sample_seed
 from rl.tasks import tiny
+from rl.tasks.base import one_by_one
 from rl.tasks.tiny_models import make_tokenizer
 from rl.types import Completion, FinishReason, Outcome, Verdict
 
@@ -57,7 +58,8 @@ def fill(folder: Path, world, samples: int, shard_size: int = 4) -> ScriptedSamp
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """The files of a pool but for its log of judging times."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "judging.jsonl"}
 
 
 def test_groups_come_back_as_they_were_sampled(tmp_path, world):
@@ -143,7 +145,9 @@ def test_a_new_verifier_judges_without_sampling(tmp_path, world):
     _, problems, address = world
     fill(tmp_path, world, samples=2)
     pool = Pool.open(tmp_path, address)
-    generous = replace(tiny.TASK, verifier_version="tiny-2", judge=lambda problem, completion: Verdict(Outcome.RIGHT))
+    generous = replace(
+        tiny.TASK, verifier_version="tiny-2", judge=one_by_one(lambda problem, completion: Verdict(Outcome.RIGHT))
+    )
     pool.judge(problems, generous)
     assert all(rollout.right for group in pool.groups(problems, "tiny-2") for rollout in group.rollouts)
     assert [g.right for g in pool.groups(problems, "tiny-1")] == [[p.answer == "00"] * 2 for p in problems]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.problems import BadProblems, read_problems
-from rl.tasks.exact import TASK
+from rl.tasks.exact import judge
 from rl.types import Completion, FinishReason
 
 GOOD_ROW = b'{"question": "1+1?", "answer": 2}'
@@ -218,6 +218,6 @@ def test_solutions_in_the_form_of_gsm8k(tmp_path: Path):
                 f"So <think>hm</think>It is \\boxed{{{problem.answer}}}.",
                 f"{problem.answer}.",
             ):
-                assert TASK.judge(problem, Completion(text, (), (), FinishReason.STOP)).right
+                assert judge(problem, Completion(text, (), (), FinishReason.STOP)).right
             wrong = f"\\boxed{{{problem.answer}1}}"
-            assert not TASK.judge(problem, Completion(wrong, (), (), FinishReason.STOP)).right
+            assert not judge(problem, Completion(wrong, (), (), FinishReason.STOP)).right

@@ -22,7 +22,7 @@ from long2short.frontier import Arm, frontier
 from long2short.report import StageTime, TrainingCurve
 from rl.evaluate import summarize
 from rl.tasks import tiny
-from rl.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
+from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
 PIECES = (
     "<script>window.hacked=1</script>",
@@ -207,7 +207,7 @@ def test_examples_of_three_arms_and_undecided_ones(arms):
         ),
     }
     first = arms[0].groups[0]
-    undecided = replace(first.rollouts[0], verdict=Verdict(Outcome.UNDECIDED))
+    undecided = replace(first.rollouts[0], verdict=Verdict.undecided(JudgeFailure.CRASH))
     groups = (replace(first, rollouts=(undecided, *first.rollouts[1:])), *arms[0].groups[1:])
     kinds, _ = report.pick_examples([replace(arms[0], groups=groups), arms[1]])
     assert sum(number for _, number in kinds) == 29

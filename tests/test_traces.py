@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distill.traces import Trace, flaw, keep_correct, read_traces, select_traces, write_traces
-from rl.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
+from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
 RIGHT = Verdict(Outcome.RIGHT)
 WRONG = Verdict(Outcome.WRONG, "no")
@@ -20,7 +20,7 @@ def group(*rollouts: Rollout, name: str = "p1") -> RolloutGroup:
 
 
 def test_flaws():
-    undecided = Verdict(Outcome.UNDECIDED, "the judge hung")
+    undecided = Verdict.undecided(JudgeFailure.TIMEOUT, "the judge hung")
     cases = [
         (rollout("47*3=41; </think>49"), None),
         (rollout("</think>49", WRONG), "wrong"),

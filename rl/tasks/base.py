@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from rl.types import Completion, Problem, Verdict
@@ -13,19 +14,39 @@ REFLECTION_WORDS = (
     "wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check",
 )  # fmt: skip
 
+Attempt = tuple[Problem, Completion]
+# One verdict an attempt, in the order of the attempts, each with the seconds that it took. All attempts of a step come
+# in one call, so that a judge can spread them over its workers. Safe to call from any thread.
+Judge = Callable[[Sequence[Attempt]], list[Verdict]]
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """How the answers to a set of problems are judged.
 
-    `judge` must be exact about what it does not know: a failure of the judge is `Outcome.UNDECIDED`, never wrong.
+    `judge` must be exact about what it does not know: a failure of the judge is `Outcome.UNDECIDED`, never wrong. It is
+    called through `rl.judging.judge_attempts`, which holds it to one verdict an attempt.
     """
 
     name: str
-    judge: Callable[[Problem, Completion], Verdict]
+    judge: Judge
     answer_of: Callable[[str], str | None]  # the final answer in a completion's text, for majority votes
     verifier_version: str  # changes whenever `judge` may decide differently; verdict files carry it
     reflection_words: tuple[str, ...]  # counted in completions as a training metric
+
+
+def one_by_one(judge: Callable[[Problem, Completion], Verdict]) -> Judge:
+    """A `Judge` from a quick function of one attempt that runs right here and never hangs."""
+
+    def judge_all(attempts: Sequence[Attempt]) -> list[Verdict]:
+        verdicts = []
+        for problem, completion in attempts:
+            started = time.perf_counter()
+            verdict = judge(problem, completion)
+            verdicts.append(replace(verdict, seconds=time.perf_counter() - started))
+        return verdicts
+
+    return judge_all
 
 
 def split_of(problem: Problem, dev_share: float = 0.1, test_share: float = 0.2) -> str:

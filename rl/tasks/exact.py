@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rl.tasks.base import REFLECTION_WORDS, Task
+from rl.tasks.base import REFLECTION_WORDS, Task, one_by_one
 from rl.types import Completion, FinishReason, Outcome, Problem, Verdict
 
 _NUMBER = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
@@ -171,7 +171,7 @@ def answer_of(text: str) -> str | None:
 
 TASK = Task(
     name="exact",
-    judge=judge,
+    judge=one_by_one(judge),
     answer_of=answer_of,
     verifier_version="exact-1",
     reflection_words=REFLECTION_WORDS,

@@ -18,9 +18,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from rl.problems import BadProblems, read_problems
-from rl.tasks.base import REFLECTION_WORDS, Task
+from rl.tasks.base import REFLECTION_WORDS, Task, one_by_one
 from rl.tasks.exact import final_part, last_answer_tag, last_box
-from rl.types import Completion, FinishReason, Outcome, Problem, Verdict
+from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Verdict
 
 _DIGITS = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
 # A sign counts where nothing before it could be subtracted from, and no blank follows: "48-24" and "48 - 24" end in 24,
@@ -80,10 +80,10 @@ def extract(text: str, cut_off: bool = False) -> int | None:
 
 
 def judge(problem: Problem, completion: Completion) -> Verdict:
-    """Right if the answer is the reference integer. ValueError for a problem whose reference answer is none."""
+    """Right if the answer is the reference integer; undecided for a problem whose reference answer is none."""
     gold = as_integer(problem.answer)
     if gold is None:
-        raise ValueError(f"problem {problem.id} ({problem.source}): {_not_whole(problem.answer)}")
+        return Verdict.undecided(JudgeFailure.UNPARSEABLE_GOLD, _not_whole(problem.answer))
     cut_off = completion.finish_reason is not FinishReason.STOP
     answer = extract(completion.text, cut_off)
     if answer == gold:
@@ -125,7 +125,7 @@ def _not_whole(answer: str) -> str:
 
 TASK = Task(
     name="integers",
-    judge=judge,
+    judge=one_by_one(judge),
     answer_of=answer_of,
     verifier_version="integers-1",
     reflection_words=REFLECTION_WORDS,

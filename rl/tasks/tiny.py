@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
-from rl.tasks.base import Task, split_of
+from rl.tasks.base import Task, one_by_one, split_of
 from rl.types import Completion, Outcome, Problem, TextPart, Verdict
 
 OPERATIONS = ("+", "-", "*")
@@ -140,7 +140,9 @@ def answer_of(text: str) -> str | None:
     return answer.strip() if closed and answer.strip() else None
 
 
-TASK = Task(name="tiny", judge=judge, answer_of=answer_of, verifier_version="tiny-1", reflection_words=("wait",))
+TASK = Task(
+    name="tiny", judge=one_by_one(judge), answer_of=answer_of, verifier_version="tiny-1", reflection_words=("wait",)
+)
 
 
 # --- what the base model is pre-trained on -------------------------------------------------------------------------
