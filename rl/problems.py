@@ -1,21 +1,29 @@
-"""Your own problems: a strict JSONL file, one problem a line.
+"""Problem sets: your own JSONL file, or a data set in one of the forms it is published in.
 
     {"question": "What is 6 x 7?", "answer": 42}
     {"question": "2 + 2?", "answer": "4", "id": "warm-up", "level": 1}
 
-`question` and `answer` are required; `id` and `level` are optional; other fields are ignored. A solution that ends in
-`#### 42` (the form of GSM8K) has the answer 42. Answers keep their characters: `1.10` stays `1.10`. A bad line is never
-skipped: the file is refused, and every bad line is named with its reason.
+A question and an answer are required; `id`, `level` and `spec` (an object that the task's judge needs: tests,
+constraints) are optional; other fields are ignored. Which columns hold them is seen from the first row (`FORMS`: ours
+and GSM8K's, MATH's, AIME's, AMC's, MAWPS's), or told (`Columns`). A solution that ends in `#### 42` (GSM8K) has the
+answer 42, one in a `solution` column the content of its last box (MATH). Answers keep their characters: `1.10` stays
+`1.10`. A bad row is never skipped: the file is refused, and every bad row is named with its line and reason. A row that
+repeats an earlier one exactly is the same problem and there once (MAWPS has some).
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rl.tasks.extraction import last_box
 from rl.types import Problem, TextPart
 
 MAX_LINE_BYTES = 1_000_000
@@ -46,34 +54,91 @@ class _Number(str):
     __slots__ = ()
 
 
-def read_problems(path: str | Path) -> list[Problem]:
-    """All problems of a file, in order; BadProblems with file:line of every line that is not one.
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns of a data set hold what; None for what it does not have.
+
+    Example: `Columns("problem", answer=None, solution="solution")` is MATH, whose answers are in the solutions.
+    """
+
+    question: str = "question"
+    answer: str | None = "answer"
+    solution: str | None = None  # worked; without an answer column its last box is the answer
+    id: str | None = "id"
+    level: str | None = "level"
+    spec: str | None = "spec"
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return (self.question, self.answer or self.solution or "answer")
+
+
+# The forms that are recognised, in the order in which they are tried.
+FORMS = (
+    Columns(),  # ours; GSM8K (2110.14168), whose answers end in "#### 72"
+    Columns("problem", "answer", "solution", id="unique_id"),  # MATH-500
+    Columns("problem", "answer", "solution"),  # AIME and AMC as AI-MO and Qwen2.5-Math have them
+    Columns("problem", None, "solution"),  # MATH (2103.03874)
+    Columns("Problem", "Answer", "Solution", id="ID", level=None),  # AIME 2024 on the hub
+    Columns("input", "target"),  # MAWPS as Qwen2.5-Math has it
+)
+
+
+def form_of(row: Mapping[str, Any]) -> Columns | None:
+    """The first form whose columns a row has, its own `id` column included where that is all that tells two apart."""
+    for form in FORMS:
+        telling = (*form.required, form.id) if form.id not in (None, "id") else form.required
+        if all(name in row for name in telling):
+            return form
+    return None
+
+
+def read_problems(path: str | Path, columns: Columns | None = None) -> list[Problem]:
+    """All problems of a JSONL file (.gz too), in order; BadProblems with file:line of every line that is not one.
 
     An id that is not given is a hash of the question, so it stays when lines are added, moved or removed.
     """
-    return [problem for problem, _ in read_solved_problems(path)]
+    return [problem for problem, _ in read_solved_problems(path, columns)]
 
 
-def read_solved_problems(path: str | Path) -> list[tuple[Problem, str]]:
-    """As `read_problems`, each with its worked solution: what stands before `####` in its answer, else ""."""
+def read_solved_problems(path: str | Path, columns: Columns | None = None) -> list[tuple[Problem, str]]:
+    """As `read_problems`, each with its worked solution: the solution column, or what stands before `####` in its
+    answer, else ""."""
+    try:
+        with gzip.GzipFile(path) if str(path).endswith(".gz") else open(path, "rb") as file:
+            return _all_problems(path, (_parsed(data, line == 1) for line, data in enumerate(_lines(file), 1)), columns)
+    except OSError as error:
+        raise BadProblems(path, [(0, f"cannot be read: {error.strerror or error}")]) from None
+
+
+def problems_of_rows(
+    source: str, rows: Iterator[Mapping[str, Any]], columns: Columns | None = None
+) -> list[tuple[Problem, str]]:
+    """(problem, solution) of the rows of a table; BadProblems with the number of every row (from 1) that is none."""
+    return _all_problems(source, ({key: _plain(value) for key, value in row.items()} for row in rows), columns)
+
+
+def _all_problems(
+    path: str | Path, rows: Iterator[dict[str, Any] | _BadRow], columns: Columns | None
+) -> list[tuple[Problem, str]]:
     problems: list[tuple[Problem, str]] = []
     bad: list[tuple[int, str]] = []
-    seen: dict[str, int] = {}
+    seen: dict[str, tuple[int, Problem]] = {}
     line = 0
-    try:
-        with open(path, "rb") as file:
-            for line, data in enumerate(_lines(file), start=1):
-                try:
-                    problem, solution = _problem(data, f"{path}:{line}", first=line == 1)
-                    if problem.id in seen:
-                        raise _BadRow(f"the same id or question as line {seen[problem.id]} (id {problem.id[:80]!r})")
-                except _BadRow as reason:
-                    bad.append((line, str(reason)))
-                else:
-                    seen[problem.id] = line
-                    problems.append((problem, solution))
-    except OSError as error:
-        raise BadProblems(path, [(0, f"cannot be read: {error.strerror}")]) from None
+    for line, row in enumerate(rows, start=1):
+        try:
+            if isinstance(row, _BadRow):
+                raise row
+            columns = columns or form_of(row) or FORMS[0]
+            problem, solution = _problem(row, columns, f"{path}:{line}")
+            first, same = seen.setdefault(problem.id, (line, problem))
+            if replace(problem, source=same.source) != same:
+                raise _BadRow(f"the same id or question as line {first} (id {problem.id[:80]!r})")
+        except _BadRow as reason:
+            bad.append((line, str(reason)))
+        else:
+            if first == line:
+                problems.append((problem, solution))
     if bad:
         raise BadProblems(path, bad)
     if line == 0:
@@ -81,7 +146,16 @@ def read_solved_problems(path: str | Path) -> list[tuple[Problem, str]]:
     return problems
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes | None]:
+def _plain(value: Any) -> Any:
+    """A table's value as JSON has it: numbers as they are written, what is not a number as nothing."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return _Number(value) if math.isfinite(value) else None
+    return value
+
+
+def _lines(file: BinaryIO | gzip.GzipFile) -> Iterator[bytes | None]:
     """The lines without their ends; None for one that is too long, which is never held in memory."""
     while data := file.readline(MAX_LINE_BYTES + 1):
         if len(data) > MAX_LINE_BYTES and not data.endswith(b"\n"):
@@ -92,29 +166,67 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
             yield data.rstrip(b"\r\n")
 
 
-def _problem(data: bytes | None, source: str, first: bool) -> tuple[Problem, str]:
-    if data is None:
-        raise _BadRow(f"the line is longer than {MAX_LINE_BYTES:,} bytes")
-    row = _row(data, first)
-    missing = [key for key in ("question", "answer") if key not in row]
+def _problem(row: Mapping[str, Any], columns: Columns, source: str) -> tuple[Problem, str]:
+    missing = [key for key in columns.required if key not in row]
     if missing:
         fields = ", ".join(str(key)[:40] for key in list(row)[:8]) or "none"
         raise _BadRow(f"no {' and no '.join(missing)} (the fields are: {fields})")
-    question, (solution, answer) = _text(row, "question"), _solved(_text(row, "answer", numbers=True))
-    identity = _text(row, "id", numbers=True) if row.get("id") is not None else None
-    if identity is not None and len(identity) > 200:
-        raise _BadRow("id is longer than 200 characters")
+    question = _text(row, columns.question)
+    worked = _text(row, columns.solution) if columns.solution is not None and row.get(columns.solution) else ""
+    if columns.answer is not None:
+        solution, answer = _solved(_text(row, columns.answer, numbers=True))
+    else:
+        solution, answer = worked, (last_box(worked) or "").strip()
+        if not answer:
+            raise _BadRow(f"{columns.solution} has no \\boxed answer")
+    identity = _optional(row, columns.id)
+    if identity is not None and len(_text(row, columns.id or "", numbers=True)) > 200:
+        raise _BadRow(f"{columns.id} is longer than 200 characters")
     problem = Problem(
-        id=identity if identity is not None else sha256(question.encode()).hexdigest()[:16],
+        id=sha256(question.encode()).hexdigest()[:16] if identity is None else str(identity),
         question=(TextPart(question),),
         answer=answer,
         source=source,
-        level=_level(row.get("level")),
+        level=_level(_optional(row, columns.level)),
+        spec=_spec(_optional(row, columns.spec)),
     )
-    return problem, solution
+    return problem, worked or solution
 
 
-def _row(data: bytes, first: bool) -> dict[str, Any]:
+def _optional(row: Mapping[str, Any], column: str | None) -> Any:
+    return None if column is None else row.get(column)
+
+
+def _spec(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str) and not isinstance(value, _Number):
+        return value  # JSON already, as a table's text column has it
+    if not isinstance(value, dict | list):
+        raise _BadRow(f"spec must be an object or a list, not {_kind(value)}")
+    return json.dumps(_numbers(value), ensure_ascii=False)
+
+
+def _numbers(value: Any) -> Any:
+    """With real numbers where JSON had numbers: a spec is read again as JSON."""
+    if isinstance(value, _Number):
+        return json.loads(value)
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    return [_numbers(item) for item in value] if isinstance(value, list) else value
+
+
+def _parsed(data: bytes | None, first: bool) -> dict[str, Any] | _BadRow:
+    """The object of one line, or what is wrong with it."""
+    try:
+        return _row(data, first)
+    except _BadRow as reason:
+        return reason
+
+
+def _row(data: bytes | None, first: bool) -> dict[str, Any]:
+    if data is None:
+        raise _BadRow(f"the line is longer than {MAX_LINE_BYTES:,} bytes")
     if first and data.startswith(b"\xef\xbb\xbf"):
         raise _BadRow("starts with a byte-order mark; save the file as UTF-8 without it")
     if b"\0" in data:
@@ -155,7 +267,7 @@ def _no_constant(name: str) -> Any:
     raise _BadRow(f"has {name}, which is not a JSON number")
 
 
-def _text(row: dict[str, Any], key: str, numbers: bool = False) -> str:
+def _text(row: Mapping[str, Any], key: str, numbers: bool = False) -> str:
     value = row[key]
     if not isinstance(value, str) or (isinstance(value, _Number) and not numbers):
         raise _BadRow(f"{key} must be a text{' or a number' if numbers else ''}, not {_kind(value)}")
@@ -177,8 +289,10 @@ def _solved(answer: str) -> tuple[str, str]:
 
 
 def _level(value: Any) -> int | None:
-    if value is None:
+    if value is None or value == "Level ?":  # MATH has one
         return None
+    if isinstance(value, str) and (named := re.fullmatch(r"Level ([0-9])", value)):
+        return int(named.group(1))
     if not isinstance(value, _Number) or not value.isascii() or not value.isdigit() or len(value) > 9:
         raise _BadRow(
             f"level must be a whole number from 0, not {value if isinstance(value, _Number) else _kind(value)}"

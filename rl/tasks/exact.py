@@ -14,6 +14,7 @@ import re
 from fractions import Fraction
 
 from rl.tasks.base import REFLECTION_WORDS, Task, one_by_one
+from rl.tasks.extraction import final_part, last_answer_tag, last_box, no_answer_reason
 from rl.types import Completion, FinishReason, Outcome, Problem, Verdict
 
 _NUMBER = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
@@ -22,41 +23,6 @@ _FRACTION = re.compile(r"([+-]?)\\[dt]?frac\{([+-]?[0-9]+)\}\{([0-9]+)\}")
 _IN_TEXT = re.compile(rf"(?<![0-9A-Za-z.,])[+-]?\$?(?:{_NUMBER})(?:/(?:{_NUMBER}))?%?(?![0-9A-Za-z])")
 _MAX_NUMBER = 100  # characters; a longer "number" is compared as text
 _MAX_WRAPPED = 2_000  # characters; a longer answer keeps its wrapping: unwrapping takes a pass for each layer
-
-
-def final_part(text: str) -> str | None:
-    """The text after the last `</think>`; None if a thought was opened and not closed.
-
-    `final_part("a</think>4") == "4"`, `final_part("4") == "4"`, `final_part("<think>4") is None`
-    """
-    _, _, answer = text.rpartition("</think>")
-    return None if "<think>" in answer else answer
-
-
-def last_box(text: str) -> str | None:
-    """The content of the last `\\boxed{...}` whose braces balance, in one pass.
-
-    `last_box(r"\\boxed{3}. Wait, \\boxed{\\frac{1}{2}}") == r"\\frac{1}{2}"`
-    """
-    open_braces: list[tuple[int, bool]] = []  # where the content starts, whether it is a box
-    best: tuple[int, int] | None = None
-    box_starts = {match.end() for match in re.finditer(r"\\boxed[ ]{0,3}\{", text)}
-    for match in re.finditer(r"\\\\|\\[{}]|[{}]", text):
-        brace, end = match.group(), match.end()
-        if brace == "{":
-            open_braces.append((end, end in box_starts))
-        elif brace == "}" and open_braces:
-            start, boxed = open_braces.pop()
-            if boxed and (best is None or start > best[0]):
-                best = (start, match.start())
-    return text[best[0] : best[1]] if best is not None else None
-
-
-def last_answer_tag(text: str) -> str | None:
-    """`last_answer_tag("<answer>4</answer>") == "4"`; None without a closed tag."""
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
-    return text[start + len("<answer>") : end] if start >= 0 else None
 
 
 def extract(text: str, cut_off: bool = False) -> str | None:
@@ -149,11 +115,7 @@ def judge(problem: Problem, completion: Completion) -> Verdict:
     finish = completion.finish_reason
     answer = extract(completion.text, cut_off=finish is not FinishReason.STOP)
     if answer is None:
-        closed = final_part(completion.text) is not None and (
-            finish is FinishReason.STOP or "</think>" in completion.text
-        )
-        what = "no final answer" if closed else "the thought never ended"
-        return Verdict(Outcome.WRONG, f"{what} (finish reason {finish})")
+        return Verdict(Outcome.WRONG, no_answer_reason(completion))
     if equal(answer, problem.answer):
         return Verdict(Outcome.RIGHT)
     return Verdict(Outcome.WRONG, f"answered {answer[:40]!r}, expected {problem.answer[:40]!r}")

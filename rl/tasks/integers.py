@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rl.problems import BadProblems, read_problems
 from rl.tasks.base import REFLECTION_WORDS, Task, one_by_one
-from rl.tasks.exact import final_part, last_answer_tag, last_box
+from rl.tasks.extraction import final_part, last_answer_tag, last_box, no_answer_reason
 from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Verdict
 
 _DIGITS = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
@@ -90,9 +90,7 @@ def judge(problem: Problem, completion: Completion) -> Verdict:
         return Verdict(Outcome.RIGHT)
     if answer is not None:
         return Verdict(Outcome.WRONG, f"answered {str(answer)[:40]}, expected {gold}")
-    ended = final_part(completion.text) is not None and (not cut_off or "</think>" in completion.text)
-    what = "no whole number as the answer" if ended else "the thought never ended"
-    return Verdict(Outcome.WRONG, f"{what} (finish reason {completion.finish_reason})")
+    return Verdict(Outcome.WRONG, no_answer_reason(completion, "no whole number as the answer"))
 
 
 def answer_of(text: str) -> str | None:
