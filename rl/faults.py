@@ -35,6 +35,10 @@ FAULT_POINTS: tuple[str, ...] = (
     "pool.address",
     "pool.shard",
     "pool.verdicts",
+    # rl/rescore.py, rl/curation.py
+    "rescore.changes",
+    "rescore.audit",
+    "curate.write",
     # recipes/stages.py: summaries of what a stage made
     "evaluate.summary",
     "traces.summary",

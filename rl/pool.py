@@ -166,6 +166,28 @@ class Pool:
             line = {"verifier": task.verifier_version, "shard": shard, "verdicts": len(verdicts), **figures}
             append_line(self.folder / JUDGING, line | {"notable": notable_verdicts(judged)})
 
+    def verifiers(self) -> list[str]:
+        """The verifier versions that have judged every shard, the one that did so last at the end."""
+        found: dict[str, list[Path]] = {}
+        for path in self.folder.iterdir():
+            if match := re.fullmatch(r"verdicts-(.+)-\d{5,}\.jsonl", path.name):
+                found.setdefault(match.group(1), []).append(path)
+        whole = {version: paths for version, paths in found.items() if len(paths) == self._num_shards}
+        return sorted(whole, key=lambda version: (max(path.stat().st_mtime_ns for path in whole[version]), version))
+
+    def samples(self) -> Iterator[tuple[str, int, Completion]]:
+        """(problem id, sample index, completion) of everything there is, shard by shard."""
+        for shard in range(self._num_shards):
+            for (problem, sample), _, completion in self._read_samples(shard):
+                yield problem, sample, completion
+
+    def verdicts(self, version: str) -> dict[Key, Verdict]:
+        """What one verifier version says of every sample; ValueError if it has not judged them all."""
+        found: dict[Key, Verdict] = {}
+        for shard in range(self._num_shards):
+            found |= self._read_verdicts(shard, version)
+        return found
+
     def groups(
         self, problems: Sequence[Problem], verifier_version: str, samples: int | None = None
     ) -> list[RolloutGroup]:

@@ -6,7 +6,7 @@ answer, math-verify's own comparison decides. Values come first because symbolic
 calls 1/3 and 0.333333 equal; decimals are turned into fractions before anything else.
 
 Requests: `{"gold": ..., "answer": ..., "question": ...}` -> `[gold can be read, equal]`;
-`{"gold": ...}` -> `[gold can be read, null]`.
+`{"gold": ...}` -> `[gold can be read, null]`; `{"gold": ..., "text": ...}` -> what math-verify alone makes of a text.
 """
 
 from __future__ import annotations
@@ -198,9 +198,23 @@ def symbolically_same(gold: Any, given: Any) -> bool:
     return bool(verify(gold, given, timeout_seconds=None))
 
 
+def math_verify_alone(gold: str, text: str) -> list[bool | None]:
+    """math-verify with its own extraction and comparison, for audits. Not its second extractor, for text without LaTeX:
+    that one evaluates what the model wrote."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    config = [LatexExtractionConfig()]
+    expected = parse(f"${gold}$", extraction_config=config, parsing_timeout=0)
+    if not expected:
+        return [False, None]
+    return [True, bool(verify(expected, parse(text, extraction_config=config, parsing_timeout=0), timeout_seconds=0))]
+
+
 def answer(request: dict[str, str]) -> list[bool | None]:
     algebra = SympyAlgebra()
     gold = request["gold"]
+    if "text" in request:
+        return math_verify_alone(gold, request["text"])
     if "answer" not in request:
         return [readable(gold, algebra), None]
     try:

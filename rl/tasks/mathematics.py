@@ -161,6 +161,21 @@ def math_task(judge: MathJudge | None = None) -> Task:
     return Task("math", judge, answer_of, version, REFLECTION_WORDS)
 
 
+def math_verify_task(judge: MathJudge) -> Task:
+    """math-verify by itself on the text after `</think>`, as a second opinion for audits; never to train on."""
+
+    def judge_alone(attempts: Sequence[Attempt]) -> list[Verdict]:
+        texts = [final_part(completion.text) or "" for _, completion in attempts]
+        asked = [{"gold": p.answer, "text": text[:20_000]} for (p, _), text in zip(attempts, texts, strict=True)]
+        replies = judge.pool.ask(asked)
+        return [
+            _verdict(reply, problem.answer, text[-80:])
+            for reply, (problem, _), text in zip(replies, attempts, texts, strict=True)
+        ]
+
+    return Task("math-verify", judge_alone, math_task(judge).answer_of, "math-verify-0.9.0", REFLECTION_WORDS)
+
+
 def require_golds(judge: MathJudge, path: str, problems: Sequence[Problem]) -> None:
     """Refuse problems whose reference answer cannot be compared with anything: BadProblems names every line."""
     bad = judge.unreadable([problem.answer for problem in problems])
