@@ -4,7 +4,8 @@ What equals what:
 
 * Exact values are equal in whatever exact form they are written; a decimal is an exact number (0.333 is not 1/3).
 * `a = b`: sides that only name the rest (`x`, `f(2)`) do not count, every other side must equal the reference, so
-  `6 = 5` is no 5. `a ≈ b`: what stands first is the answer, unless the reference is a decimal; what follows is near it.
+  `6 = 5` is no 5; nor does an expression in variables that the question asks for (`m + n = 113`). `a ≈ b`: what stands
+  first is the answer, unless the reference is a decimal; what follows is near it.
 * A value, no calculation: for a plain number as the reference `3+4` and `6 \\cdot 7` are not answers; powers, roots,
   fractions, factorials are. An answer that only repeats a part of the question is none either.
 * `p%` is p/100; it also equals p where the question asks for a percentage. Degrees, money and units may be missing on
@@ -67,10 +68,15 @@ class Asked:
         interval = r"\b(?:interval|inequalit|range|domain|solve|solution set|values of|for which|set of all)"
         return cls(
             text=_packed(clean(question[:20_000])),
-            percent=re.search(r"%|\bpercent", question, re.IGNORECASE) is not None,
+            percent=re.search(r"%|\bpercent", _last_sentence(question), re.IGNORECASE) is not None,
             base=re.search(base, question, re.IGNORECASE) is not None,
             interval=re.search(interval, question, re.IGNORECASE) is not None,
         )
+
+
+def _last_sentence(question: str) -> str:
+    """Where a question says what it wants: "He pays 20 % tax. How much is left?" asks for no percentage."""
+    return re.split(r"(?<=[.?!])\s+", question.strip())[-1]
 
 
 def equal(gold: str, answer: str, question: str, algebra: Algebra) -> bool:
@@ -220,12 +226,18 @@ def _equal_equations(gold: Chain, given: Chain, algebra: Algebra) -> bool:
 def _equal_to_chain(gold: Shape, given: Chain, asked: Asked, algebra: Algebra) -> bool:
     """Every side of the chain is the answer again; see the rules for ≈."""
     exact, rounded = given.sides[: given.exact], given.sides[given.exact :]
+    if len(exact) > 1:  # "m + n = 113", where m + n is what was asked for
+        exact = tuple(side for side in exact if not _asked_for(side, asked)) or exact
     if all(_equal(gold, side, asked, algebra) for side in exact):
         return all(_near(gold, side, algebra) for side in rounded)
     decimal = isinstance(gold, Value) and re.fullmatch(r"-?[0-9]+\.[0-9]+", gold.latex) is not None
     if not decimal or not any(_equal(gold, side, asked, algebra) for side in rounded):
         return False
     return all(_near(gold, side, algebra) for side in given.sides)
+
+
+def _asked_for(side: Shape, asked: Asked) -> bool:
+    return isinstance(side, Value) and bool(symbols(side.latex)) and _packed(side.latex) in asked.text
 
 
 def _near(gold: Shape, given: Shape, algebra: Algebra) -> bool:
@@ -324,7 +336,7 @@ def _echoes(given: Shape, answer: str, asked: Asked) -> bool:
     if isinstance(given, Value) and as_rational(given.latex) is not None:
         return False
     text = _packed(clean(answer))
-    return len(text) >= 3 and re.search(r"[\^+*/\\-]", text) is not None and text in asked.text
+    return len(text) >= 2 and re.search(r"[\^+*/\\!-]", text) is not None and text in asked.text
 
 
 def _packed(text: str) -> str:

@@ -440,4 +440,6 @@ def _is_unit(found: re.Match[str]) -> bool:
     if spaced is not None:
         return spaced.lower() in UNIT_OF
     words = long.split()
-    return all(word.lower() in UNIT_OF or len(word) >= 3 for word in words) and words[0].lower() not in _KNOWN_NAMES
+    if words[0].lower() in _KNOWN_NAMES and words[0].lower() not in UNIT_OF:
+        return False
+    return all(word.lower() in UNIT_OF or len(word) >= 3 for word in words)

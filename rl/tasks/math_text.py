@@ -33,8 +33,9 @@ _REPLACEMENTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, with_ in (
         (r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr|middle)(?![A-Za-z])\s*", ""),
         (r"\\(?:displaystyle|textstyle|limits|nolimits|boxed)(?![A-Za-z])", ""),
-        (r"\\[!;:>]|\\q?quad(?![A-Za-z])|~|\\[ ]", " "),
-        (r"(?<=[0-9]) ?\\, ?(?=[0-9]{3}(?![0-9]))|(?<=[0-9])\{,\}(?=[0-9]{3})", ""),
+        (r"(?<=[0-9])(?: ?\\, ?|\{,\})(?=[0-9]{3}(?![0-9]))", ""),
+        (r"(?<=[0-9]),\s?\\!\s?(?=[0-9]{3}(?![0-9]))", ""),
+        (r"(?<!\\)\\[!;:> ]|\\q?quad(?![A-Za-z])|~", " "),
         (r"\\,", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]?binom(?![A-Za-z])", r"\\binom"),
@@ -56,6 +57,7 @@ _REPLACEMENTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:operatorname|mathop)\s*\{\s*([A-Za-z]+)\s*\}", r"\\\1 "),
         (r"\\(?:infinity|infin)(?![A-Za-z])", r"\\infty"),
         (r"\*\*", "^"),
+        (r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![A-Za-z])", r"\\\1 "),
     )
 )
 _TEXT = re.compile(
@@ -87,6 +89,7 @@ def clean(text: str) -> str:
     text = re.sub(r"\\%|%", r"\\%", text)
     text = _braced(text)
     text = re.sub(r"(?<![0-9])\.(?=[0-9])", "0.", text)
+    text = re.sub(r"(?<![0-9./])([0-9]+) ([0-9]+)/([0-9]+)(?![0-9/.])", r"\1\\frac{\2}{\3}", text)  # 1 1/4
     return re.sub(r"\s+", " ", text).strip()
 
 
@@ -111,7 +114,7 @@ def _unwrapped(text: str) -> str:
 def _braced(text: str) -> str:
     """`\\frac12`, `\\frac1{2}`, `\\sqrt2`, `x^2`, `\\log_28` with the braces that TeX would read."""
     text = re.sub(r"\\frac\s*([0-9A-Za-z])", r"\\frac{\1}", text)
-    text = re.sub(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}", text)
+    text = re.sub(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z]|\\[A-Za-z]+)(?![A-Za-z{])", r"\1{\2}", text)
     text = re.sub(r"\\sqrt\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1}", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)

@@ -165,7 +165,12 @@ def _evaluated(expression: Any) -> Any:
 
 
 def close(one: Any, other: Any) -> bool:
-    return abs(one - other) <= 10.0**-AGREE * max(1, abs(one), abs(other))
+    """Equal to 30 digits of the larger one, so that 1/2004! is not 1/2006!. Where one is 0 exactly, what is left of the
+    other after all digits have cancelled is 0 too."""
+    larger = max(abs(one), abs(other))
+    if not one or not other:
+        return larger <= 10.0**-AGREE
+    return abs(one - other) <= 10.0**-AGREE * larger
 
 
 def same_values(gold: Any, given: Any) -> bool | None:
