@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from rl.ranks import Ranks
@@ -24,30 +24,10 @@ class JudgeFailed(RuntimeError):
     """More verdicts are undecided than the limit allows; the message says how many, why, and names some problems."""
 
 
-@dataclass(frozen=True, slots=True)
-class UndecidedLimit:
-    """How many of the verdicts of one call may be undecided.
-
-    Stop where more than `share` of them are, and at least `least` or all of them: a single hang among 16 completions is
-    no reason to stop, a verifier that is down is one at once.
-
-    Example, (.02, 8): 7 of 100 go on, 8 of 100 stop, 8 of 1,000 go on, 4 of 4 stop.
-    """
-
-    share: float = 0.02
-    least: int = 8
-
-    def exceeded(self, undecided: int, judged: int) -> bool:
-        return undecided > self.share * judged and undecided >= min(self.least, judged)
-
-
-LIMIT = UndecidedLimit()
-
-
-def judge_attempts(task: Task, attempts: Sequence[Attempt], limit: UndecidedLimit = LIMIT) -> list[Verdict]:
+def judge_attempts(task: Task, attempts: Sequence[Attempt]) -> list[Verdict]:
     """One verdict an attempt, in order.
 
-    Errors: JudgeFailed beyond the limit; RuntimeError for a judge that returns another number of verdicts.
+    Errors: JudgeFailed beyond the task's limit; RuntimeError for a judge that returns another number of verdicts.
     """
     verdicts = task.judge(attempts)
     if len(verdicts) != len(attempts):
@@ -55,8 +35,8 @@ def judge_attempts(task: Task, attempts: Sequence[Attempt], limit: UndecidedLimi
             f"task {task.name}: {len(attempts)} completions were judged and got {len(verdicts)} verdicts"
         )
     undecided = [i for i, verdict in enumerate(verdicts) if not verdict.decided]
-    if limit.exceeded(len(undecided), len(verdicts)):
-        raise JudgeFailed(_complaint(task, attempts, verdicts, undecided, limit))
+    if task.limit.exceeded(len(undecided), len(verdicts)):
+        raise JudgeFailed(_complaint(task, attempts, verdicts, undecided))
     return verdicts
 
 
@@ -65,7 +45,6 @@ def _complaint(
     attempts: Sequence[Attempt],
     verdicts: Sequence[Verdict],
     undecided: Sequence[int],
-    limit: UndecidedLimit,
 ) -> str:
     counts = Counter(str(verdicts[i].failure) for i in undecided)
     why = ", ".join(f"{count} {failure}" for failure, count in counts.most_common())
@@ -73,7 +52,7 @@ def _complaint(
     names = ", ".join(dict.fromkeys(attempts[i][0].id for i in undecided[:5]))
     return (
         f"the judge of task {task.name} could not decide {len(undecided)} of {len(verdicts)} completions ({why}), "
-        f"more than the {limit.share:.0%} that a run may lose; the first: {first.reason or first.failure} "
+        f"more than the {task.limit.share:.0%} that a run may lose; the first: {first.reason or first.failure} "
         f"(problems {names}). Nothing was learned from them; `reason doctor` looks at the judges of this machine"
     )
 

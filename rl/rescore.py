@@ -19,15 +19,15 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rl.jsonl import dump_lines, read_rows
-from rl.judging import UndecidedLimit, judge_attempts
+from rl.judging import judge_attempts
 from rl.pool import Key, Pool
 from rl.runs import write_file
-from rl.tasks.base import Task
+from rl.tasks.base import Task, UndecidedLimit
 from rl.types import Completion, Outcome, Problem, Verdict
 
 TAIL = 400  # characters of a completion that a reader is shown
@@ -202,7 +202,8 @@ def audit(pool: Pool, problems: Sequence[Problem], task: Task, second: Task, pat
     by_id = {problem.id: problem for problem in problems}
     samples = list(pool.samples())
     attempts = [(by_id[problem], completion) for problem, _, completion in samples]
-    found = judge_attempts(second, attempts, UndecidedLimit(share=1.0))  # an opinion, nothing hangs on it
+    opinion = replace(second, limit=UndecidedLimit(share=1.0))  # nothing hangs on it
+    found = judge_attempts(opinion, attempts)
     table: Counter[tuple[str, str]] = Counter()
     rows = []
     for (problem, sample, completion), verdict in zip(samples, found, strict=True):

@@ -6,7 +6,6 @@ import pytest
 
 from rl.judging import (
     JudgeFailed,
-    UndecidedLimit,
     judge_attempts,
     judged_samples,
     judging_figures,
@@ -16,7 +15,7 @@ from rl.judging import (
     verdict_row,
 )
 from rl.ranks import ALONE, Ranks
-from rl.tasks.base import Task, one_by_one
+from rl.tasks.base import Task, UndecidedLimit, one_by_one
 from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
 RIGHT, WRONG = Verdict(Outcome.RIGHT), Verdict(Outcome.WRONG, "answered 3")

@@ -21,6 +21,23 @@ Judge = Callable[[Sequence[Attempt]], list[Verdict]]
 
 
 @dataclass(frozen=True, slots=True)
+class UndecidedLimit:
+    """How many of the verdicts of one call may be undecided.
+
+    Stop where more than `share` of them are, and at least `least` or all of them: a single hang among 16 completions is
+    no reason to stop, a verifier that is down is one at once.
+
+    Example, (.02, 8): 7 of 100 go on, 8 of 100 stop, 8 of 1,000 go on, 4 of 4 stop.
+    """
+
+    share: float = 0.02
+    least: int = 8
+
+    def exceeded(self, undecided: int, judged: int) -> bool:
+        return undecided > self.share * judged and undecided >= min(self.least, judged)
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """How the answers to a set of problems are judged.
 
@@ -33,6 +50,7 @@ class Task:
     answer_of: Callable[[str], str | None]  # the final answer in a completion's text, for majority votes
     verifier_version: str  # changes whenever `judge` may decide differently; verdict files carry it
     reflection_words: tuple[str, ...]  # counted in completions as a training metric
+    limit: UndecidedLimit = UndecidedLimit()
 
 
 def one_by_one(judge: Callable[[Problem, Completion], Verdict]) -> Judge:

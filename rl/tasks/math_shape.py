@@ -172,7 +172,7 @@ def _words(text: str) -> Words | None:
 
 
 def _is_word(text: str) -> bool:
-    return len(text) >= 3 and text.lower() not in _KNOWN_NAMES
+    return re.search(r"[^\W\d_]{3}", text) is not None and text.lower() not in _KNOWN_NAMES
 
 
 def _enclosed(text: str, left: str, right: str) -> str | None:
@@ -334,7 +334,9 @@ def _is_name(text: str) -> bool:
         return False
     text = re.sub(r"\\(?:angle|triangle|overline|vec|hat|bar|mathbf|measuredangle)(?![A-Za-z])\s*", "", text)
     text = text.replace("{", "").replace("}", "").strip(" |")
-    names = r"[A-Za-z]{1,3}'*(?:_\w+)?'*|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|sigma|varphi)"
+    if re.fullmatch(r"\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\)", text):  # (x, y) = (1, 2)
+        return True
+    names = r"(?:[A-Za-z]{1,3}|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|sigma|varphi))'*(?:_\w+)?'*"
     return re.fullmatch(rf"m?\s?(?:{names})(?:\s?\([^()]*\))?", text) is not None
 
 

@@ -63,6 +63,7 @@ _REPLACEMENTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 _TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|texttt|mbox|mathrm|mathbf|mathit|mathsf|bf|rm)\s*\{([^{}]*)\}"
 )
+_LETTER = re.compile(r"\\(?:mathrm|text|rm|mathit)\s*\{\s*([ei])\s*\}")
 _WRAPS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 
 
@@ -76,6 +77,7 @@ def clean(text: str) -> str:
         text = text.replace(sign, latex)
     text = re.sub("\u221a\\s*", r"\\sqrt ", text.translate(_FULLWIDTH))
     text = _unwrapped(re.sub(r"\s+", " ", text).strip())
+    text = _LETTER.sub(r"\1", text)  # an upright e is the number
     for _ in range(4):  # \textbf{(\text{B})}
         text, found = _TEXT.subn(lambda m: f"{OPEN_TEXT}{m.group(1)}{CLOSE_TEXT}", text)
         text = re.sub(
@@ -98,7 +100,7 @@ def _unwrapped(text: str) -> str:
     before = None
     while text != before and len(text) <= 2_000:
         before = text
-        text = text.rstrip(".,;: ").strip() if not text.endswith("...") else text
+        text = re.sub(r"(?<!\\)[.,;:\s]+$", "", text) if not text.endswith("...") else text
         for left, right in _WRAPS:
             inner = text[len(left) : len(text) - len(right)]
             if (
@@ -135,16 +137,18 @@ UNITS: dict[str, str] = {
     "year": "year years yr yrs", "$": "$ dollar dollars usd", "cent": "cent cents \u00a2",
     "\u20ac": "\u20ac euro euros eur",
     "\u00a3": "\u00a3", "L": "l liter liters litre litres", "mL": "ml milliliter milliliters millilitre millilitres",
-    "mph": "mph", "unit": "unit units", "rad": "rad radian radians", "degree": "degree degrees deg",
+    "unit": "unit units", "rad": "rad radian radians", "degree": "degree degrees deg",
 }  # fmt: skip
 UNIT_OF: dict[str, str] = {spelling: unit for unit, spellings in UNITS.items() for spelling in spellings.split()}
 
 
 def unit_name(text: str) -> str:
-    """One name for one unit: `unit_name("centimeters") == unit_name(" cm ") == "cm"`; `cm^2`, `square cm` -> `cm2`."""
+    """One name for one unit: `unit_name("centimeters") == unit_name(" cm ") == "cm"`; `cm^2`, `square cm` -> `cm2`;
+    `mph`, `mi/h` -> `mi per h`."""
     text = text.strip().strip(".").lower()
     power = "2" if re.search(r"\b(?:square|sq)\b|2$", text) else "3" if re.search(r"\bcubic\b|3$", text) else ""
-    found: list[str] = re.findall(r"[^\W\d_]+|[$\u00a2\u20ac\u00a3/]", text)
+    text = re.sub(r"\bmph\b", "miles per hour", text.replace("/", " per "))
+    found: list[str] = re.findall(r"[^\W\d_]+|[$\u00a2\u20ac\u00a3]", text)
     words = [UNIT_OF.get(word, word) for word in found]
     words = [word for word in words if word not in ("square", "sq", "cubic")]
     if words and words[-1] not in UNITS:

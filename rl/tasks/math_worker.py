@@ -25,6 +25,7 @@ from rl.worker_main import serve
 
 DIGITS = 60  # computed with
 AGREE = 30  # compared; the others are for what cancels
+MANY = 500  # computed with for numbers that agree in the first: 1/6 is not 1/6 + 3^-701
 POINTS = 6  # at which functions are compared; at half of them at least both must have a value
 MEMORY = 2 * 2**30  # bytes of address space
 
@@ -123,14 +124,14 @@ def difference(left: str, right: str) -> Any:
     return Add(one, Mul(-1, other, evaluate=False), evaluate=False)
 
 
-def number(expression: Any) -> Any:
-    """The value of an expression without variables, a complex number of 60 digits; None if it has none."""
+def number(expression: Any, digits: int = DIGITS) -> Any:
+    """The value of an expression without variables, a complex number; None if it has none."""
     if expression is None or getattr(expression, "free_symbols", True):
         return None
-    return value_at(expression, 0)
+    return value_at(expression, 0, digits)
 
 
-def value_at(expression: Any, point: int) -> Any:
+def value_at(expression: Any, point: int, digits: int = DIGITS) -> Any:
     """The value with every variable set to the fixed number that its name and the point give it."""
     from sympy import Float
 
@@ -138,39 +139,40 @@ def value_at(expression: Any, point: int) -> Any:
     for symbol in expression.free_symbols:
         digest = int.from_bytes(sha256(f"{symbol} {point}".encode()).digest()[:4], "big")
         # As a float, since an exact power of a fraction may be as long as it likes.
-        chosen[symbol] = Float(1 + digest % 997, 2 * DIGITS) / (-211 if point % 3 == 2 else 211)
+        chosen[symbol] = Float(1 + digest % 997, 2 * digits) / (-211 if point % 3 == 2 else 211)
     try:
-        return _evaluated(expression.xreplace(chosen))
+        return _evaluated(expression.xreplace(chosen), digits)
     except (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError):
         return None  # an integral whose variable is now a number, say
 
 
-def _evaluated(expression: Any) -> Any:
+def _evaluated(expression: Any, digits: int) -> Any:
+    from mpmath import mp, mpc
     from sympy import Expr, N, nan, oo, zoo
 
     if not isinstance(expression, Expr):
         return None
-    found = N(expression, DIGITS)
+    found = N(expression, digits)
     if not found.is_number or found.free_symbols:
-        found = N(expression.doit(), DIGITS)
+        found = N(expression.doit(), digits)
     if found in (oo, -oo, zoo, nan) or found.has(oo, zoo, nan):
         return None
     real, imaginary = found.as_real_imag()
     if not (real.is_Float or real.is_Rational) or not (imaginary.is_Float or imaginary.is_Rational):
         return None
-    from mpmath import mp, mpc
-
-    mp.dps = DIGITS
+    mp.dps = digits
     return mpc(real._to_mpmath(mp.prec), imaginary._to_mpmath(mp.prec))
 
 
-def close(one: Any, other: Any) -> bool:
-    """Equal to 30 digits of the larger one, so that 1/2004! is not 1/2006!. Where one is 0 exactly, what is left of the
-    other after all digits have cancelled is 0 too."""
-    larger = max(abs(one), abs(other))
+def close(one: Any, other: Any, digits: int = AGREE) -> bool:
+    """Equal to that many digits of the larger one, so that 1/2004! is not 1/2006!. Where one is 0 exactly, what is left
+    of the other after all digits have cancelled is 0 too."""
+    from mpmath import mpf
+
+    larger, least = max(abs(one), abs(other)), mpf(10) ** -digits
     if not one or not other:
-        return larger <= 10.0**-AGREE
-    return abs(one - other) <= 10.0**-AGREE * larger
+        return larger <= least
+    return abs(one - other) <= least * larger
 
 
 def same_values(gold: Any, given: Any) -> bool | None:
@@ -184,7 +186,10 @@ def same_values(gold: Any, given: Any) -> bool | None:
         return None
     if not gold.free_symbols and not given.free_symbols:
         one, other = number(gold), number(given)
-        return None if one is None or other is None else close(one, other)
+        if one is None or other is None or not close(one, other):
+            return None if one is None or other is None else False
+        one, other = number(gold, MANY), number(given, MANY)
+        return one is None or other is None or close(one, other, MANY - DIGITS)
     compared = 0
     for point in range(POINTS):
         one, other = value_at(gold, point), value_at(given, point)
