@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.problems import read_problems
-from rl.tasks import exact, tiny
+from recipes.tasks import open_task, read_problem_file, require_answers, section_for
+from rl.tasks import tiny
 from rl.tasks.base import Task, split_of
 from rl.types import Problem, RolloutGroup
 
@@ -42,23 +42,30 @@ class Draw:
     suffix: str = ""
 
 
-def problem_set(source: str, split: str | None = None, count: int | None = None) -> ProblemSet:
-    """The problems that the command line names: `tiny` (400 of its test split) or a JSONL file (all of it).
+def problem_set(source: str, split: str | None = None, count: int | None = None, task: str | None = None) -> ProblemSet:
+    """The problems that the command line names: `tiny` (400 of its test split), a file or a hub id (all of it).
 
-    Raises BadProblems for a bad file, ValueError for a wrong split or an empty one.
+    Raises BadProblems for a bad file, ValueError for a wrong task, a wrong split or an empty one.
     """
     if split is not None and split not in SPLITS:
         raise ValueError(f"--split must be one of {', '.join(SPLITS)}, not {split[:40]!r}")
+    if source == "puzzles":
+        raise ValueError("puzzles are named in a recipe: problems: {source: puzzles, puzzles: {sets: [...]}}")
     if source == "tiny":
+        if task is not None:
+            raise ValueError("--task: the tiny world has its own judge")
         if split == "all":
             raise ValueError("--split all: the tiny world has no end; choose train, dev or test")
         return ProblemSet(tuple(tiny.problems(split or "test", count or TINY_COUNT, TINY_LEVELS)), tiny.TASK)
-    problems = read_problems(source)
+    section = section_for(source, task)
+    problems = read_problem_file(section, source)
     if split not in (None, "all"):
         problems = [problem for problem in problems if split_of(problem) == split]
     if not problems:
         raise ValueError(f"{source} has no problem in the {split} split: give it more problems, or --split all")
-    return ProblemSet(tuple(problems[:count]), exact.TASK)
+    chosen = problems[:count]
+    require_answers(section, source, chosen)
+    return ProblemSet(tuple(chosen), open_task(section))
 
 
 def check_model(model: str) -> str:

@@ -23,11 +23,14 @@ SUPPORTED: dict[str, tuple[str, str]] = {
     "transformers": ("5.16", "5.20"),
     "trl": ("1.16", "1.17"),
     "datasets": ("5", "6"),
+    "datasketch": ("2", "3"),
+    "math-verify": ("0.9.0", "0.9.1"),
     "accelerate": ("1.15", "2"),
     "evaluate": ("0.4.6", "0.5"),
     "safetensors": ("0.6", ""),
     "numpy": ("2", ""),
     "peft": ("0.21", "0.22"),
+    "py3langid": ("0.4", "0.5"),
     "pydantic": ("2.12", "3"),
     "pyyaml": ("6", ""),
     "typer": ("0.27", ""),
@@ -58,6 +61,7 @@ def examine(runs: Path) -> list[Check]:
         _cpu(),
         _memory(),
         _cuda(),
+        *_sandbox(),
         _chromium(),
         _writable(runs),
     ]
@@ -131,6 +135,25 @@ def _cuda() -> Check:
         return Check("cuda", "note", "no CUDA device; runs use the CPU")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Check("cuda", "ok", ", ".join(names))
+
+
+def _sandbox() -> Iterator[Check]:
+    """Every rung of the ladder under the whole escape probe. A rung that is missing is worth knowing; one that lets a
+    program out is a defect, and so is nothing else: only the tasks code and puzzles need a sandbox."""
+    from rl.sandbox.ladder import examine, ladder
+
+    usable = 0
+    for rung in ladder():
+        found = examine(rung, rung.full)
+        name = f"sandbox: {found.rung}"
+        if found.sandbox is not None:
+            usable += 1
+            yield Check(name, "ok", f"{found.sandbox.name}, {len(found.checks)} escape checks held")
+        else:
+            broken = any(not check.held for check in found.checks)
+            yield Check(name, "defect" if broken else "note", f"{found.against}. {found.help}"[:600])
+    if not usable:
+        yield Check("sandbox", "note", "none: the tasks code and puzzles cannot be judged here, everything else can")
 
 
 def _chromium() -> Check:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from recipes.keys import Count, Keys, NonNegative, Rate, Ref, SamplingKeys, Share, Split
 from recipes.presets import PresetName
+from rl.language import LANGUAGES
 
 Positive = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -71,6 +72,31 @@ class Correction(Keys):
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
         if self.low is not None and self.kind != "icepop":
             yield "low", f"has no effect with kind: {self.kind}; remove it"
+
+
+class RewardLanguage(Keys):
+    """Share of the thought's words that are in the target language (R1, RL stage 1); abstains on short thoughts."""
+
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Weight of the share."""
+    target: str = "question"
+    """The language of the question, or an ISO 639-1 code such as en."""
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        if self.target != "question" and self.target not in LANGUAGES:
+            yield (
+                "target",
+                f"{self.target[:40]!r} is neither question nor a known language ({', '.join(sorted(LANGUAGES))})",
+            )
+
+
+class RewardRepetition(Keys):
+    """Minus the share of n-grams of tokens that occurred before in the completion."""
+
+    weight: Annotated[float, Field(gt=0, le=100)]
+    """Weight of the share."""
+    ngram: Annotated[int, Field(ge=2, le=1000)] = 40
+    """Tokens of an n-gram. Below 20 long thoughts pay for being long."""
 
 
 class Draw(Keys):
@@ -197,6 +223,10 @@ class Grpo(SamplingKeys):
     """Reward of a right answer."""
     reward_format: Weight = 0.1
     """Reward of the right format."""
+    reward_language: RewardLanguage | None = None
+    """Reward of a thought in the target language."""
+    reward_repetition: RewardRepetition | None = None
+    """Penalty for n-grams that repeat."""
     length: Length | None = None
     """Length objective added to the reward."""
     soft_overlong: Count | None = None
@@ -312,19 +342,22 @@ class Grpo(SamplingKeys):
     def _problems_with_rewards(self) -> Iterator[tuple[str, str]]:
         # A right answer must be worth more than any wrong one. The length reward lies in weight x [-0.5, 0.5] for right
         # answers and in weight x [-0.5, 0] for wrong ones; so the worst right answer has accuracy - weight / 2 and the
-        # best wrong one has the format reward.
+        # best wrong one has the format reward (and the language reward; R1's own weights, 1 + 1 + 1, give that up, so
+        # it counts only where a length reward makes it worse).
         margin = self.reward_accuracy - self.reward_format
+        language = 0.0 if self.reward_language is None else self.reward_language.weight
         if margin < 0 or (margin == 0 and self.length is not None):
             yield (
                 "reward_format",
                 f"{self.reward_format} is not below reward_accuracy ({self.reward_accuracy}): "
                 "a wrong answer could be worth as much as a right one",
             )
-        elif self.length is not None and self.length.weight >= 2 * margin:
+        elif self.length is not None and self.length.weight >= 2 * (margin - language):
+            less = "reward_format" if not language else "reward_format - reward_language.weight"
             yield (
                 "length.weight",
-                f"must be below 2 x (reward_accuracy - reward_format) = {2 * margin:g}, not {self.length.weight:g}: "
-                "a long right answer could be worth less than a wrong one",
+                f"must be below 2 x (reward_accuracy - {less}) = {2 * (margin - language):g}, "
+                f"not {self.length.weight:g}: a long right answer could be worth less than a wrong one",
             )
         if self.length is not None and self.length.warmup_steps >= self.steps:
             yield (

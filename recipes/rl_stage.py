@@ -26,8 +26,8 @@ from rl.objectives import Objective
 from rl.policy import PolicyModel, load_model, load_tokenizer
 from rl.prompts import TEMPLATES, give_template, prefills_think
 from rl.ranks import Ranks
-from rl.repetition import RepetitionPenalty, RepetitionRule
-from rl.rewards import FormatReward, SoftOverlong, WeightedReward, accuracy_reward
+from rl.repetition import NgramPenalty, RepetitionPenalty, RepetitionRule
+from rl.rewards import FormatReward, SoftOverlong, WeightedReward, accuracy_reward, language_consistency
 from rl.rules import Cispo, Clip, MirrorDescent, Rule, Sapo
 from rl.run_state import Prefer, PreferBrief, prefer_accurate, prefer_last
 from rl.samplers.base import SamplingSettings
@@ -104,6 +104,12 @@ def rewards_of(stage: Grpo, tokenizer: PreTrainedTokenizerBase) -> tuple[Weighte
         WeightedReward("accuracy", accuracy_reward, stage.reward_accuracy),
         WeightedReward("format", FormatReward(prefills_think(tokenizer), answer_tags), stage.reward_format),
     ]
+    if stage.reward_language is not None:
+        target = None if stage.reward_language.target == "question" else stage.reward_language.target
+        found.append(WeightedReward("language", language_consistency(target), stage.reward_language.weight))
+    if stage.reward_repetition is not None:
+        penalty = NgramPenalty(stage.reward_repetition.ngram)
+        found.append(WeightedReward("ngrams", penalty, stage.reward_repetition.weight))
     if stage.soft_overlong is not None:
         found.append(WeightedReward("overlong", SoftOverlong(stage.max_tokens, stage.soft_overlong), 1.0))
     if stage.repetition is not None and stage.repetition.penalty > 0:

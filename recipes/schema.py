@@ -21,42 +21,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from recipes.explain import explain, listed, override, split_key
-from recipes.keys import Count, Keys, Level, SamplingKeys, StageKeys, Temperature, TopP
+from recipes.keys import Count, Keys, SamplingKeys, StageKeys, Temperature, TopP
 from recipes.loader import Document, Fault, RecipeError, describe, likely, read_recipe_file
 from recipes.methods import METHOD_KEYS, AnyStage, Evaluate, Frontier, Pairs, Pretrain, Sample, Sft, Shortest
 from recipes.presets import fill_in_presets
+from recipes.problem_keys import Problems, is_path, source_kind
 from recipes.rl_keys import Grpo
 
 RECIPES_FOLDER = Path(__file__).resolve().parent
 RESERVED = ("name", "description", "seed", "problems", "sampling", "stages")
 TINY_LEVELS = (2, 3, 4)
+FROM_ENVIRONMENT = r"\$[A-Za-z_][A-Za-z0-9_]*/."
 
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
-
-
-class Problems(Keys):
-    """The problem set and how much of each of its splits is used."""
-
-    source: Annotated[str, Field(min_length=1, max_length=1000)]
-    """`tiny`, a JSONL file (question, answer) whose path starts with ./ ../ or /, relative to the recipe, or a stage
-    that makes problems."""
-    task: Literal["exact", "integers"] = "exact"
-    """How answers are judged (the tiny world has its own judge): exact compares texts and numbers, integers reads the
-    last box or number as a whole number."""
-    levels: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None
-    """Difficulty levels, tiny only [2, 3, 4]."""
-    train: Count = 4000
-    """At most this many train problems."""
-    dev: Count = 200
-    """At most this many dev problems: checkpoints, weights and models are chosen on these."""
-    test: Count = 400
-    """At most this many test problems: the frontier is computed on these."""
-    prompt_suffix: Annotated[str, Field(max_length=10_000)] = ""
-    """Appended to every question in the user turn."""
-
-    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
-        if self.source == "tiny" and self.task != "exact":
-            yield "task", "the tiny world has its own judge; remove this key"
 
 
 class Sampling(Keys):
@@ -143,9 +120,10 @@ class Recipe:
 
     @property
     def problems_file(self) -> Path | None:
-        """The JSONL file of problems that the recipe names; None for the tiny world and for a stage that makes them."""
-        source = self.problems.source
-        return (self.path.parent / source).resolve() if _is_path(source) else None
+        """The file of problems that the recipe names; None for another source, and for `$NAME/...` without NAME."""
+        if source_kind(self.problems.source) != "file":
+            return None
+        return file_reference(self.problems.source, self.path.parent, "problems.source").path
 
     def stage_names(self) -> list[str]:
         """The names of the stages as written in the file, without the hidden ones."""
@@ -200,8 +178,9 @@ class Recipe:
         identity: dict[str, Any] = {"seed": self.seed, "config": config}
         if splits := stage.config.splits():
             identity["problems"] = {
-                "source": "tiny" if self.problems.source == "tiny" else "file",
+                "source": self.problems.source if source_kind(self.problems.source) == "made" else "file",
                 "task": self.problems.task,
+                **self.problems.judged_by,
                 "levels": list(self.problems.levels or ()),
                 "prompt_suffix": self.problems.prompt_suffix,
                 "at_most": {split: getattr(self.problems, split) for split in splits},
@@ -299,13 +278,9 @@ def _check(document: Document, path: Path) -> Recipe:
 # --- references ------------------------------------------------------------------------------------------------------
 
 
-def _is_path(ref: str) -> bool:
-    return ref.startswith(("./", "../", "/"))
-
-
 def read_reference(ref: str, folder: Path, key: str, wants: str) -> Reference:
     """What a reference in a recipe means: a path starts with ./ ../ or /, another / makes a hub id, else a stage."""
-    if _is_path(ref):
+    if is_path(ref):
         return Reference("folder", ref, key, wants, Path(os.path.normpath(folder / ref)))
     if "/" in ref:
         return Reference("hub", ref, key, wants)
@@ -320,7 +295,7 @@ def file_reference(ref: str, folder: Path, key: str) -> Reference:
     """
     variable, _, rest = ref.removeprefix("$").partition("/")
     if not ref.startswith("$"):
-        path = Path(os.path.normpath(folder / ref)) if _is_path(ref) else None
+        path = Path(os.path.normpath(folder / ref)) if is_path(ref) else None
     else:
         path = Path(os.path.abspath(os.environ[variable])) / rest if os.environ.get(variable) else None
     return Reference("file", ref, key, "file", path)
@@ -329,11 +304,20 @@ def file_reference(ref: str, folder: Path, key: str) -> Reference:
 def _problems_with_source(problems: Problems, folder: Path, stages: Collection[str]) -> Iterator[tuple[str, str]]:
     """(key, message) of what is wrong with problems that are not the tiny world's."""
     source = problems.source
-    if _is_path(source) and not (folder / source).is_file():
-        yield "source", f"there is no file {source}"
-    elif not _is_path(source) and source not in stages:
-        hint = f"; did you mean ./{source}?" if "." in source else likely(source, ["tiny"])
-        yield "source", f"must be tiny, a stage, or a path that starts with ./ ../ or /, not {source[:40]!r}{hint}"
+    match source_kind(source):
+        case "file":
+            path = file_reference(source, folder, "source").path
+            if path is None and not re.match(FROM_ENVIRONMENT, source):
+                yield "source", f"must be a path that starts with ./ ../ / or $NAME/, not {source[:60]!r}"
+            elif path is not None and not path.is_file():
+                yield "source", f"there is no file {source}" + (f" ({path})" if source.startswith("$") else "")
+        case "stage" if source not in stages:
+            hint = f"; did you mean ./{source}?" if "." in source else likely(source, ["tiny", "puzzles"])
+            yield (
+                "source",
+                "must be tiny, puzzles, a stage, a hub id (org/name), or a path that starts with ./ ../ or /, "
+                f"not {source[:40]!r}{hint}",
+            )
     if problems.levels is not None:
         yield "levels", "only the tiny world has levels; remove this key"
 
@@ -382,17 +366,22 @@ class _Resolver:
 
     def _problems_of(self, name: str, fault: Callable[[str, str], None]) -> list[Reference]:
         """Where a stage gets its problems from, as something that it reads: nothing in the tiny world."""
-        reference = read_reference(self.problems.source, self.folder, "problems.source", "problems")
-        if reference.kind == "folder":
-            return [Reference("file", reference.ref, reference.key, reference.wants, reference.path)]
-        if reference.ref == "tiny" or ("stages", reference.ref) not in self.document.lines:
-            return []  # what is neither was refused before
-        self._check_stage(name, reference, fault)
-        return [reference]
+        source, key = self.problems.source, "problems.source"
+        match source_kind(source):
+            case "file":
+                reference = file_reference(source, self.folder, key)
+                return [Reference("file", source, key, "problems", reference.path)]
+            case "hub":
+                return [Reference("hub", source, key, "problems")]
+            case "stage" if ("stages", source) in self.document.lines:  # others were refused before
+                reference = Reference("stage", source, key, "problems")
+                self._check_stage(name, reference, fault)
+                return [reference]
+        return []
 
     def _file(self, key: str, ref: str, fault: Callable[[str, str], None]) -> Reference:
         reference = file_reference(ref, self.folder, key)
-        if reference.path is None and not re.match(r"\$[A-Za-z_][A-Za-z0-9_]*/.", ref):
+        if reference.path is None and not re.match(FROM_ENVIRONMENT, ref):
             fault(key, f"must be a path that starts with ./ ../ / or $NAME/, not {ref[:60]!r}")
         elif reference.path is not None and not reference.path.is_file():
             fault(key, f"there is no file {ref}" + (f" ({reference.path})" if ref.startswith("$") else ""))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,13 +29,14 @@ from recipes.methods import (
     WordProblems,
     WorkedSolutions,
 )
+from recipes.problem_keys import source_kind
 from recipes.rl_keys import Grpo
 from recipes.runner import StageContext, StageFunction
 from recipes.schema import Recipe
-from rl.problems import BadProblems, read_problems, read_solved_problems
+from recipes.tasks import load_problems, open_task
+from rl.problems import BadProblems, read_solved_problems
 from rl.runs import append_line, folder_hash, read_json, read_lines, write_json
-from rl.tasks import exact, integers, tiny
-from rl.tasks.base import Task, split_of
+from rl.tasks.base import Task
 from rl.types import Problem, RolloutGroup
 
 if TYPE_CHECKING:
@@ -44,31 +45,29 @@ if TYPE_CHECKING:
 
 
 PROBLEMS = "problems.jsonl"  # what a stage that makes problems writes
-TASKS: Mapping[str, Task] = {"exact": exact.TASK, "integers": integers.TASK}
-READERS: Mapping[str, Callable[[Path], list[Problem]]] = {
-    "exact": read_problems,
-    "integers": integers.read_integer_problems,
-}
 
 
 def task_of(recipe: Recipe) -> Task:
-    """How the recipe's answers are judged: the tiny world's judge, or the one that it names for its own problems."""
-    return tiny.TASK if recipe.problems.source == "tiny" else TASKS[recipe.problems.task]
+    """How the recipe's answers are judged."""
+    return open_task(recipe.problems)
 
 
 def problems_of(context: StageContext, split: Split, count: int | None = None) -> list[Problem]:
     """At most `count` problems of a split, in the order of the source; an empty split is an error, not an empty run."""
     section = context.recipe.problems
     wanted = getattr(section, split)
-    wanted = wanted if count is None else min(wanted, count)
-    if section.source == "tiny":
-        return tiny.problems(split, wanted, section.levels or ())
-    path = context.recipe.problems_file or context.inputs[section.source] / PROBLEMS
-    found = READERS[section.task](path)
-    chosen = [problem for problem in found if split_of(problem) == split][:wanted]
-    if not chosen:
-        raise ValueError(f"{path} has no problem in the {split} split: give it more problems")
-    return chosen
+    path = context.recipe.problems_file
+    if source_kind(section.source) == "stage":
+        path = context.inputs[section.source] / PROBLEMS
+    elif source_kind(section.source) == "file" and path is None:
+        raise BadProblems(section.source, [(0, not_set(section.source))])
+    return load_problems(section, split, wanted if count is None else min(wanted, count), path)
+
+
+def not_set(ref: str, where_from: str = "") -> str:
+    """What to do about `$NAME/file` where NAME is not set."""
+    name = ref.removeprefix("$").partition("/")[0]
+    return f"{name} is not set: `export {name}=FOLDER`, the folder with this file. {where_from}".rstrip()
 
 
 def settings_of(stage: SamplingKeys) -> SamplingSettings:
@@ -92,9 +91,7 @@ def files_of(context: StageContext, where_from: str = "") -> list[Path]:
     references = [read for read in context.recipe.stages[context.name].references() if read.wants == "file"]
     for read in references:
         if read.path is None:
-            name = read.ref.removeprefix("$").partition("/")[0]
-            missing = f"{name} is not set: `export {name}=FOLDER`, the folder with this file. {where_from}"
-            raise BadProblems(read.ref, [(0, missing)])
+            raise BadProblems(read.ref, [(0, not_set(read.ref, where_from))])
     return [read.path for read in references if read.path is not None]
 
 

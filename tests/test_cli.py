@@ -349,9 +349,10 @@ def test_doctor_states_the_windows_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     stated = {}
     for requirement in project["dependencies"]:
-        match = re.fullmatch(r"([a-z0-9-]+)>=([\d.]+)(?:,<([\d.]+))?", requirement)
+        match = re.fullmatch(r"([a-z0-9-]+)(?:\[\w+\])?(>=|==)([\d.]+)(?:,<([\d.]+))?", requirement)
         assert match, requirement
-        stated[match[1]] = (match[2], match[3] or "")
+        exactly = re.sub(r"\d+$", lambda last: str(int(last.group()) + 1), match[3])
+        stated[match[1]] = (match[3], match[4] or (exactly if match[2] == "==" else ""))
     assert stated == doctor.SUPPORTED
     assert project["optional-dependencies"]["vllm"] == [f"vllm>={doctor.VLLM[0]},<{doctor.VLLM[1]}"]
 

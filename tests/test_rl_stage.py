@@ -59,7 +59,10 @@ TOGETHER = {
         "draw: {order: curriculum, switch_step: 2}",
         "open_groups",
     ),
-    "rewards": ("advantage: gdpo\nsoft_overlong: 8\nmask_truncated: true", "reward_overlong"),
+    "rewards": (
+        "advantage: gdpo\nsoft_overlong: 8\nmask_truncated: true\nreward_language: {target: en}\n"
+        "reward_repetition: {weight: 0.1}", "reward_language_abstained",
+    ),
     "limits": ("loss: sapo\nadvantage: batch-std\nmax_tokens_steps: [[1, 12], [3, 24]]", "loss"),
     "k1": ("advantage: leave-one-out\nkl: {coefficient: 0.01, estimator: k1}\ndual_clip: 3.0", "loss"),
     "dynamic": ("dynamic_rounds: 2\nloss: mirror-descent\ntau: 0.1\naggregation: sequence-sums\n"
