@@ -79,7 +79,7 @@ RecipeArgument = Annotated[
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a hub id (org/name).")]
 ProblemsArgument = Annotated[
-    str, typer.Argument(metavar="PROBLEMS", help="`tiny`, or a JSONL file with question and answer.")
+    str, typer.Argument(metavar="PROBLEMS", help="`tiny`, a file (JSONL, Parquet, CSV) or a hub id (org/name:split).")
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -97,6 +97,10 @@ TemperatureOption = Annotated[float, typer.Option("--temperature", help="Softmax
 TopPOption = Annotated[float, typer.Option("--top-p", help="Nucleus share, in (0, 1].")]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest completion in tokens.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Completions generated at once.")]
+TaskOption = Annotated[
+    str | None,
+    typer.Option("--task", help="How answers are judged: exact, integers, math, code, constraints  [default: exact]"),
+]
 SuffixOption = Annotated[str, typer.Option("--prompt-suffix", help="Appended to every question.")]
 RUNS = Path("runs")
 
@@ -198,11 +202,12 @@ def _run(recipe: Recipe, targets: list[str] | None, runs: Path, as_json: bool) -
     from recipes.console import PlainReport, open_report, run_result, show
     from recipes.runner import StageFailed, run_recipe
     from recipes.stages import COLLECTIVE, METHODS
-    from rl.problems import BadProblems, read_problems
+    from recipes.tasks import check_rows
+    from rl.problems import BadProblems
     from rl.ranks import AnotherRankFailed, start
 
     if recipe.problems_file is not None:
-        read_problems(recipe.problems_file)  # bad rows are refused before anything runs
+        check_rows(recipe.problems, recipe.problems_file)  # bad ones are refused before anything runs
     try:
         with start() as ranks, open_report() if ranks.first else nullcontext(PlainReport()) as report:
             results = run_recipe(
@@ -241,6 +246,7 @@ def sample(
     problems: ProblemsArgument,
     out: Annotated[Path, typer.Option("--out", metavar="POOL", help="Folder of the pool; a killed fill goes on.")],
     samples: Annotated[int, typer.Option("--samples", "-k", min=1, help="Completions per problem.")] = 8,
+    task: TaskOption = None,
     split: SplitOption = None,
     count: CountOption = None,
     temperature: TemperatureOption = 1.0,
@@ -256,7 +262,7 @@ def sample(
     from recipes.direct import Draw, check_model, problem_set
 
     draw = Draw(samples, temperature, top_p, max_tokens, batch_size, seed, prompt_suffix)
-    name, chosen = check_model(model), problem_set(problems, split, count)
+    name, chosen = check_model(model), problem_set(problems, split, count, task)
     groups = _fill(name, chosen, out, draw)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     value = {
@@ -282,6 +288,7 @@ def evaluate(
     parent: Annotated[
         Path | None, typer.Option("--parent", metavar="POOL", help="Pool of the model to compare with, same problems.")
     ] = None,
+    task: TaskOption = None,
     split: SplitOption = None,
     count: CountOption = None,
     temperature: TemperatureOption = 1.0,
@@ -299,7 +306,7 @@ def evaluate(
     from recipes.console import show, summary_text
 
     draw = direct.Draw(samples, temperature, top_p, max_tokens, batch_size, seed, prompt_suffix)
-    name, chosen = direct.check_model(model), direct.problem_set(problems, split, count)
+    name, chosen = direct.check_model(model), direct.problem_set(problems, split, count, task)
     parent_pool = None if parent is None else direct.pool_folder(parent)
     with TemporaryDirectory(prefix="reason-") as temporary:
         groups = _fill(name, chosen, out or Path(temporary), draw)
@@ -328,6 +335,7 @@ def frontier(
     ] = None,
     parent: Annotated[str | None, typer.Option("--parent", help="With --arm: the arm to compare with.")] = None,
     problems: Annotated[str, typer.Option("--problems", help="With --arm: the problems of the pools.")] = "tiny",
+    task: TaskOption = None,
     split: SplitOption = None,
     count: CountOption = None,
     overrides: SetOption = None,
@@ -356,8 +364,92 @@ def frontier(
         pools[name] = direct.pool_folder(folder)
     if parent not in pools:
         raise typer.BadParameter(f"--parent must be one of the arms ({', '.join(pools)})")
-    value = direct.frontier(pools, parent, direct.problem_set(problems, split, count))
+    value = direct.frontier(pools, parent, direct.problem_set(problems, split, count, task))
     show(value, frontier_text(value), as_json)
+
+
+# --- problem sets and pools looked after ------------------------------------------------------------------------------
+
+
+@app.command()
+def rescore(
+    pool: Annotated[Path, typer.Argument(metavar="POOL", help="A pool's folder, or the stage's that holds it.")],
+    problems: ProblemsArgument,
+    task: TaskOption = None,
+    before: Annotated[
+        str | None, typer.Option("--before", metavar="VERSION", help="Verifier to compare with  [the last one]")
+    ] = None,
+    second: Annotated[
+        str | None,
+        typer.Option("--second", metavar="TASK", help="Audit against a second verifier: a task, or math-verify."),
+    ] = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="Print at most this many changed verdicts.")] = 5,
+    split: SplitOption = None,
+    count: CountOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a pool again, without sampling: what changed, and how far two verifiers agree."""
+    from recipes import direct, upkeep
+    from recipes.console import show as put
+
+    folder, chosen = direct.pool_folder(pool), direct.problem_set(problems, split, count, task)
+    if second is not None:
+        other = upkeep.second_task(second)
+        audited = upkeep.audit(folder, chosen, other)
+        path = upkeep.audit_file(folder, chosen.task, other)
+        put(audited.to_json() | {"disagreements": str(path)}, upkeep.audit_text(audited, path), as_json)
+        return
+    found = upkeep.rescore(folder, chosen, before)
+    put(found.to_json(), upkeep.rescored_text(found, folder, show), as_json)
+
+
+@app.command()
+def curate(
+    problems: ProblemsArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for what is kept, what is not, and why.")],
+    against: Annotated[
+        list[Path] | None, typer.Option("--against", metavar="FILE", help="An evaluation set, JSONL. May be repeated.")
+    ] = None,
+    pool: Annotated[
+        Path | None, typer.Option("--pool", metavar="POOL", help="Judged samples to take pass rates from.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Draw samples and guesses with this model: pass rates, guess filter.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples per problem for its rate.")] = 10,
+    guesses: Annotated[int, typer.Option("--guesses", min=1, help="Guesses without thought per problem.")] = 8,
+    keep_forms: Annotated[bool, typer.Option("--keep-forms", help="Keep multiple choice, yes or no, proofs.")] = False,
+    keep_duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="Keep near duplicates.")] = False,
+    drop_unsolved: Annotated[bool, typer.Option("--drop-unsolved", help="Drop what is never right.")] = False,
+    drop_solved: Annotated[bool, typer.Option("--drop-solved", help="Drop what is always right.")] = False,
+    task: TaskOption = None,
+    temperature: TemperatureOption = 1.0,
+    max_tokens: MaxTokensOption = 256,
+    batch_size: BatchOption = 256,
+    prompt_suffix: SuffixOption = "",
+    seed: RootSeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Clean a set of problems: forms that are guessed, leaks, near duplicates, difficulty."""
+    from recipes import direct, upkeep
+    from recipes.console import open_report, show
+
+    if pool is not None and model is not None:
+        raise typer.BadParameter("give either --pool or --model: both say where pass rates come from")
+    told = upkeep.Curation(
+        tuple(against or ()), keep_forms, keep_duplicates, None if pool is None else direct.pool_folder(pool),
+        None if model is None else direct.check_model(model), samples, guesses, drop_unsolved, drop_solved,
+    )  # fmt: skip
+    draw = direct.Draw(samples, temperature, 1.0, max_tokens, batch_size, seed, prompt_suffix)
+    chosen = direct.problem_set(problems, "all", None, task)
+    with open_report() as report:
+        found = upkeep.curate(
+            told, chosen, out, draw, lambda step, done, total: report.stage_progress(step, done, total, "problems")
+        )
+    value = {"out": str(out), **found.summary()}
+    lines = [f"{len(found.kept)} of {value['read']} problems kept in {out / 'problems.jsonl'}"]
+    lines += [f"  {reason}: {number}" for reason, number in found.reasons.items()]
+    show(value, "\n".join([*lines, f"examples and evidence: {out / 'report.md'}"]), as_json)
 
 
 # --- recipes and the machine -----------------------------------------------------------------------------------------

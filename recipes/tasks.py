@@ -148,6 +148,12 @@ def read_problem_file(section: Problems, source: str | Path) -> list[Problem]:
     return READERS[section.task](source, columns_of(section.columns))
 
 
+def check_rows(section: Problems, path: Path) -> None:
+    """Refuse a file with bad rows at once; programs wait, since reading some of their forms takes the sandbox."""
+    if section.task != "code":
+        read_problem_file(section, path)
+
+
 def load_problems(section: Problems, split: str, wanted: int, path: Path | None = None) -> list[Problem]:
     """At most `wanted` problems of a split, in the order of the source; `path` is the source where it is a file.
 

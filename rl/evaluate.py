@@ -199,6 +199,8 @@ def thinks(text: str) -> bool:
 def count_words(text: str, words: Sequence[str] = REFLECTION_WORDS) -> dict[str, int]:
     """How often each word occurs as a whole word, whatever its case: `"Wait, waiting"` counts `wait` once."""
     counts = dict.fromkeys(words, 0)
+    if not counts:
+        return counts
     by_lower = {word.lower(): word for word in words}
     for found in _pattern(tuple(words)).findall(text):
         counts[by_lower[found.lower()]] += 1
