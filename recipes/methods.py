@@ -333,9 +333,40 @@ class WorkedSolutions(StageKeys):
     """At most this many traces; null takes all."""
 
 
+class MakeTests(SamplingKeys):
+    """Hidden tests for programming problems that have none (Kimi k1.5): generated inputs, outputs by agreement."""
+
+    REFERENCES: ClassVar[dict[str, str]] = {"file": "file", "model": "model"}
+    MAKES: ClassVar[str | None] = "problems"
+
+    method: Literal["make_tests"]
+    file: Ref
+    """JSONL file (./ ../ / or $NAME/...): statement, submissions, and perhaps id, generator, level."""
+    model: Ref | None = None
+    """Model that writes a generator where a row has none: a stage, a folder (./ ../ /) or a hub id (org/name)."""
+    inputs: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Inputs drawn for a problem."""
+    submissions: Annotated[int, Field(ge=1, le=100)] = 10
+    """Known solutions that are run on each."""
+    agree: Annotated[int, Field(ge=1, le=100)] = 7
+    """A test is valid where so many of them give one output."""
+    valid: Annotated[int, Field(ge=1, le=1000)] = 40
+    """A problem is kept with so many valid tests ..."""
+    passing: Annotated[int, Field(ge=1, le=100)] = 9
+    """... that so many submissions pass."""
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        if self.valid > self.inputs:
+            yield "valid", f"{self.valid} is more than inputs ({self.inputs})"
+        if self.passing > self.submissions:
+            yield "passing", f"{self.passing} is more than submissions ({self.submissions})"
+        if not self.submissions < 2 * self.agree <= 2 * self.submissions:
+            yield "agree", f"must be more than half of submissions ({self.submissions}) and not more than all of them"
+
+
 AnyStage = (
     Pretrain | Grpo | LengthRl | Sample | Traces | Shortest | Sft | Pairs | Dpo | Merge | Select | Evaluate | Frontier
-    | ImportGguf | WordProblems | WorkedSolutions
+    | ImportGguf | WordProblems | WorkedSolutions | MakeTests
 )  # fmt: skip
 METHOD_KEYS: dict[str, type[StageKeys]] = {
     "pretrain": Pretrain,
@@ -354,4 +385,5 @@ METHOD_KEYS: dict[str, type[StageKeys]] = {
     "import_gguf": ImportGguf,
     "word_problems": WordProblems,
     "worked_solutions": WorkedSolutions,
+    "make_tests": MakeTests,
 }

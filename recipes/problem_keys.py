@@ -12,6 +12,8 @@ from recipes.keys import Count, Keys, Level, Share
 
 TaskName = Literal["exact", "integers", "math", "code", "constraints", "judge"]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s@]+$", max_length=500)]
+Variable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 
@@ -48,11 +50,11 @@ class PuzzleKeys(Keys):
 class JudgeKeys(Keys):
     """task: judge. A model compares the answer with the reference."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$", max_length=500)]
+    url: Url
     """Base URL of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."""
     model: Annotated[str, Field(min_length=1, max_length=200)]
     """Name of the model there."""
-    key_variable: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
+    key_variable: Variable | None = None
     """Environment variable that holds the key; null sends none."""
     orders: Literal[1, 2] = 2
     """Ask once, or in both orders of answer and reference."""

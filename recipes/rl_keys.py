@@ -14,6 +14,7 @@ from pydantic import Field
 
 from recipes.keys import Count, Keys, NonNegative, Rate, Ref, SamplingKeys, Share, Split
 from recipes.presets import PresetName
+from recipes.problem_keys import Url, Variable
 from rl.language import LANGUAGES
 
 Positive = Annotated[float, Field(gt=0)]
@@ -97,6 +98,26 @@ class RewardRepetition(Keys):
     """Weight of the share."""
     ngram: Annotated[int, Field(ge=2, le=1000)] = 40
     """Tokens of an n-gram. Below 20 long thoughts pay for being long."""
+
+
+class RewardModel(Keys):
+    """A model's score of every completion, added to the rule rewards (R1, second RL stage)."""
+
+    kind: Literal["preference", "helpfulness", "safety"]
+    """preference: a reward model with one output, on the summary. helpfulness and safety: a judging model behind an
+    endpoint, on the summary and on the whole response."""
+    weight: Annotated[float, Field(gt=0, le=100)]
+    """Weight of the score."""
+    model: Ref
+    """preference: a folder (./ ../ /) or a hub id of a sequence classifier; otherwise the model's name at the url."""
+    url: Url | None = None
+    """helpfulness, safety: base URL of an OpenAI-compatible endpoint."""
+    key_variable: Variable | None = None
+    """Environment variable that holds the endpoint's key."""
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        if (self.url is None) != (self.kind == "preference"):
+            yield "url", "helpfulness and safety need it, preference does not take it"
 
 
 class Draw(Keys):
@@ -227,6 +248,8 @@ class Grpo(SamplingKeys):
     """Reward of a thought in the target language."""
     reward_repetition: RewardRepetition | None = None
     """Penalty for n-grams that repeat."""
+    reward_models: Annotated[tuple[RewardModel, ...], Field(max_length=8)] = ()
+    """Rewards from models."""
     length: Length | None = None
     """Length objective added to the reward."""
     soft_overlong: Count | None = None

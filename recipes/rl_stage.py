@@ -14,6 +14,7 @@ from recipes.rl_keys import Grpo, LengthRl
 from recipes.runner import StageContext
 from rl import advantages, kl, objectives
 from rl.advantages import AdvantageRule
+from rl.batch_rewards import WeightedBatchReward, shared_reward
 from rl.collect import Collector, RolloutSettings, Shape, no_shaping
 from rl.curriculum import Curriculum, Prioritized, ProblemSource, Shuffled
 from rl.distributed import shard
@@ -24,6 +25,7 @@ from rl.lora import WithoutAdapters, add_lora
 from rl.mismatch import Correction, IcePop, TruncatedIS
 from rl.objectives import Objective
 from rl.policy import PolicyModel, load_model, load_tokenizer
+from rl.preference_model import PreferenceModel, PreferenceReward
 from rl.prompts import TEMPLATES, give_template, prefills_think
 from rl.ranks import Ranks
 from rl.repetition import NgramPenalty, RepetitionPenalty, RepetitionRule
@@ -31,10 +33,12 @@ from rl.rewards import FormatReward, SoftOverlong, WeightedReward, accuracy_rewa
 from rl.rules import Cispo, Clip, MirrorDescent, Rule, Sapo
 from rl.run_state import Prefer, PreferBrief, prefer_accurate, prefer_last
 from rl.samplers.base import SamplingSettings
+from rl.samplers.openai import OpenAIChat
 from rl.samplers.shared import SharedSampler
 from rl.samplers.transformers import TransformersSampler
 from rl.schedules import StepSchedule, constant
 from rl.tasks.base import Task
+from rl.tasks.judge import helpfulness, safety
 from rl.types import Problem
 
 RATIOS = {
@@ -117,6 +121,20 @@ def rewards_of(stage: Grpo, tokenizer: PreTrainedTokenizerBase) -> tuple[Weighte
     return tuple(found)
 
 
+def model_rewards_of(stage: Grpo, context: StageContext) -> list[WeightedBatchReward]:
+    """The rewards of a stage that models give, divided over the ranks."""
+    found = []
+    for keys in stage.reward_models:
+        if keys.kind == "preference":
+            reward = PreferenceReward(PreferenceModel(context.model(keys.model)))
+        else:
+            assert keys.url is not None
+            chat = OpenAIChat(keys.url, keys.model, api_key_variable=keys.key_variable)
+            reward = {"helpfulness": helpfulness, "safety": safety}[keys.kind](chat)
+        found.append(WeightedBatchReward(keys.kind, shared_reward(reward, context.ranks), keys.weight))
+    return found
+
+
 def source_of(stage: Grpo, problems: Sequence[Problem], seed: int) -> ProblemSource:
     """Where a stage's problems come from."""
     draw = stage.draw
@@ -180,6 +198,7 @@ def run_rl(
             stage.partial is None or stage.partial.train_old_segments,
         ),
         seed=context.seed,
+        batch_rewards=model_rewards_of(stage, context),
         shape=shape_of(stage),
         suffix=suffix,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from recipes.methods import (
     Evaluate,
     Frontier,
     ImportGguf,
+    MakeTests,
     Merge,
     Pairs,
     Pretrain,
@@ -42,6 +43,7 @@ from rl.types import Problem, RolloutGroup
 if TYPE_CHECKING:
     from long2short.report import StageTime, TrainingCurve
     from rl.samplers.base import SamplingSettings
+    from rl.tasks.code_generation import UntestedProblem
 
 
 PROBLEMS = "problems.jsonl"  # what a stage that makes problems writes
@@ -350,6 +352,39 @@ def word_problems(context: StageContext) -> None:
     write_json(context.folder / "summary.json", selection.summary(), "problems.summary")
 
 
+def make_tests(context: StageContext) -> None:
+    from rl.sandbox.ladder import find_sandbox
+    from rl.tasks import code_generation
+
+    stage: MakeTests = context.stage
+    problems = code_generation.read_untested(files_of(context)[0])
+    without = [problem for problem in problems if not problem.generator.strip()]
+    if stage.model is not None and without:
+        written = iter(_generators(context, stage.model, without))
+        problems = [problem if problem.generator.strip() else next(written) for problem in problems]
+    rules = code_generation.MakingRules(stage.inputs, stage.submissions, stage.agree, stage.valid, stage.passing)
+    made = code_generation.make_tests(find_sandbox(), problems, rules, seed=context.seed)
+    code_generation.write_made(context.folder / PROBLEMS, made)
+    write_json(context.folder / "summary.json", made.summary(), "problems.summary")
+
+
+def _generators(context: StageContext, model: str, problems: list[UntestedProblem]) -> list[UntestedProblem]:
+    """The problems with generators that a model writes."""
+    from functools import partial
+
+    from rl.policy import load_model, load_tokenizer
+    from rl.prompts import render_prompt
+    from rl.samplers.transformers import TransformersSampler
+    from rl.tasks.code_generation import write_generators
+
+    name = context.model(model)
+    tokenizer = load_tokenizer(name)
+    sampler = TransformersSampler(load_model(name), tokenizer, context.recipe.sampling.batch_size)
+    return write_generators(
+        sampler, partial(render_prompt, tokenizer), problems, settings_of(context.stage), context.seed
+    )
+
+
 def worked_solutions(context: StageContext) -> None:
     from distill.rewrite import rewrite_solutions
     from distill.traces import write_traces
@@ -449,6 +484,7 @@ METHODS: dict[str, StageFunction] = {
     "import_gguf": import_gguf,
     "word_problems": word_problems,
     "worked_solutions": worked_solutions,
+    "make_tests": make_tests,
 }
 
 # Methods that all processes of a run work on together; the others are run by the first one alone.

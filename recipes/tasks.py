@@ -69,7 +69,7 @@ def _judge(section: Problems) -> Task:
 
     keys = section.judge
     assert isinstance(keys, JudgeKeys)
-    chat = OpenAIChat(keys.url, keys.model, key_variable=keys.key_variable, workers=keys.workers)
+    chat = OpenAIChat(keys.url, keys.model, api_key_variable=keys.key_variable, workers=keys.workers)
     return judge_task(chat, orders=keys.orders)
 
 

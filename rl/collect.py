@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from rl.batch_rewards import WeightedBatchReward, add_batch_rewards
 from rl.curriculum import ProblemSource, SuccessRates
 from rl.dynamic import fill_with_signal
 from rl.partial import PartialRollouts, staleness
@@ -45,8 +46,9 @@ class RolloutSettings:
 class Collector:
     """Collects the groups of a step; call `step` with 1, 2, 3, …
 
-    `source` says which problems come next, `rewards` and `shape` what their completions are worth. All samples are
-    seeded by (`seed`, step, problem, sample), so a resumed run samples what it would have sampled.
+    `source` says which problems come next, `rewards`, `batch_rewards` and `shape` what their completions are worth, in
+    this order. All samples are seeded by (`seed`, step, problem, sample), so a resumed run samples what it would have
+    sampled.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Collector:
         settings: RolloutSettings,
         *,
         seed: int,
+        batch_rewards: Sequence[WeightedBatchReward] = (),
         shape: Shape = no_shaping,
         suffix: str = "",
     ) -> None:
@@ -68,6 +71,7 @@ class Collector:
             )
         self.sampler, self.tokenizer, self.source, self.task = sampler, tokenizer, source, task
         self.rewards, self.settings, self.seed, self.shape, self.suffix = tuple(rewards), settings, seed, shape, suffix
+        self.batch_rewards = tuple(batch_rewards)
         self.rates = SuccessRates()
         self.drawn = 0  # problems taken from the source so far
         self.partial: PartialRollouts | None = None
@@ -145,7 +149,8 @@ class Collector:
         )  # fmt: skip
 
     def _scored(self, groups: Sequence[RolloutGroup], step: int) -> list[RolloutGroup]:
-        return self.shape([score(group, self.rewards) for group in groups], step)
+        scored = [score(group, self.rewards) for group in groups]
+        return self.shape(add_batch_rewards(scored, self.batch_rewards), step)
 
 
 class StepDraw:

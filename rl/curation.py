@@ -38,6 +38,7 @@ from rl.difficulty import pass_rates, share_kept
 from rl.jsonl import dump_lines
 from rl.near_duplicates import DuplicateRule, near_duplicates
 from rl.problem_forms import Form, form_of
+from rl.problems import problem_row
 from rl.runs import write_file, write_json
 from rl.types import Problem, RolloutGroup
 
@@ -284,25 +285,17 @@ def write_curated(folder: Path, curated: Curated, solutions: Mapping[str, str] |
     if (folder / REPORT).exists():
         raise FileExistsError(f"{folder} holds a finished curation; choose another folder or remove it")
     solutions = solutions or {}
-    kept = (_row(p, curated.facts.get(p.id, {}), solutions.get(p.id, "")) for p in curated.kept)
+    kept = (problem_row(p, solutions.get(p.id, "")) | dict(curated.facts.get(p.id, {})) for p in curated.kept)
     write_file(folder / "problems.jsonl", dump_lines(kept), SITE)
     gone = (
-        _row(d.problem, curated.facts.get(d.problem.id, {}), solutions.get(d.problem.id, ""))
+        problem_row(d.problem, solutions.get(d.problem.id, ""))
+        | dict(curated.facts.get(d.problem.id, {}))
         | {"reason": d.reason, "evidence": dict(d.evidence)}
         for d in curated.dropped
     )
     write_file(folder / "dropped.jsonl", dump_lines(gone), SITE)
     write_file(folder / "report.md", report(curated), SITE)
     write_json(folder / REPORT, curated.summary(), SITE)
-
-
-def _row(problem: Problem, facts: Mapping[str, Any], solution: str) -> dict[str, Any]:
-    if "####" in problem.answer:
-        raise ValueError(f"the answer of problem {problem.id} holds ####, behind which a problem file has its answer")
-    row: dict[str, Any] = {"id": problem.id, "question": problem.text}
-    row["answer"] = f"{solution}\n#### {problem.answer}" if solution else problem.answer
-    optional = {"level": problem.level, "source": problem.source, "spec": problem.spec}
-    return row | {name: value for name, value in optional.items() if value not in (None, "")} | dict(facts)
 
 
 def histogram(rates: Sequence[float]) -> dict[str, int]:

@@ -1,14 +1,13 @@
-"""Rewards from models for a whole step at once, and the preference model of DeepSeek-R1's second RL stage.
+"""The preference model of DeepSeek-R1's second RL stage: a reward model that was trained on pairs.
 
 R1 (2501.12948, second RL stage) adds to the rule rewards a reward model for helpfulness, trained on pairs, which scores
 the final summary alone. `PreferenceModel` loads such a model, as TRL's `RewardTrainer` writes it: a sequence classifier
 with one output. (R1's safety model, and both as a prompted judge: `rl.tasks.judge`.) The paper uses them only in the
 last 400 of 1,700 steps, since a policy that is paid by one for longer learns to exploit it; the weight is the caller's.
 
-A `BatchReward` sees all groups of a step, because a model is fast in batches only:
+It is asked about all groups of a step at once (rl/batch_rewards.py):
 
-    rewards = (WeightedBatchReward("preference", PreferenceReward(PreferenceModel(folder)), 0.2),)
-    groups = add_batch_rewards(groups, rewards)   # after `rl.rewards.score`
+    reward = WeightedBatchReward("preference", PreferenceReward(PreferenceModel(folder)), 0.2)
 
 Imported without torch; a `PreferenceModel` needs it.
 """
@@ -16,81 +15,21 @@ Imported without torch; a `PreferenceModel` needs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rl.judging import JudgeFailed
-from rl.rewards import Abstained
-from rl.samplers.openai import without_control_tokens
+from rl.samplers.chat import without_control_tokens
 from rl.tasks.base import UndecidedLimit
 from rl.tasks.extraction import final_part
-from rl.types import Problem, RolloutGroup
+from rl.types import RolloutGroup
 
 if TYPE_CHECKING:
     import torch
 
-# (G, k) scores, None for a rollout that the reward says nothing about.
-BatchReward = Callable[[Sequence[RolloutGroup]], list[list[float | None]]]
-
 LIMIT = UndecidedLimit()
-
-
-@dataclass(frozen=True, slots=True)
-class WeightedBatchReward:
-    """A reward for whole steps, with its name in the logs and its weight in the sum."""
-
-    name: str
-    function: BatchReward
-    weight: float
-
-
-def add_batch_rewards(groups: Sequence[RolloutGroup], rewards: Sequence[WeightedBatchReward]) -> list[RolloutGroup]:
-    """The groups with weight times score on top of each rollout's reward, and the score among its parts.
-
-    None counts as in `rl.rewards.score`: the mean of what the reward gives to the group's other decided rollouts, 0
-    where it gives nothing to any.
-
-    Example, weight .5: rewards [1, 0, 1], scores [2, None, −1] -> [1 + 1, 0 + .25, 1 − .5].
-
-    Errors: NonFiniteReward for a score that is not a number; RuntimeError for another number of scores than rollouts.
-    """
-    scored = list(groups)
-    for reward in rewards:
-        scores = reward.function(scored)
-        if [len(row) for row in scores] != [len(group.rollouts) for group in scored]:
-            raise RuntimeError(f"the reward {reward.name} did not give one score a rollout")
-        scored = [_added(group, reward, row) for group, row in zip(scored, scores, strict=True)]
-    return scored
-
-
-def _added(group: RolloutGroup, reward: WeightedBatchReward, scores: Sequence[float | None]) -> RolloutGroup:
-    pairs = list(zip(group.rollouts, scores, strict=True))
-    given = [score for rollout, score in pairs if score is not None and rollout.verdict.decided]
-    neutral = Abstained(fmean(given) if given else 0.0)
-    parts = [(rollout, neutral if score is None else score) for rollout, score in pairs]
-    rollouts = tuple(replace(r, reward_parts=(*r.reward_parts, (reward.name, value))) for r, value in parts)
-    return replace(group, rollouts=rollouts).with_rewards([r.reward + reward.weight * value for r, value in parts])
-
-
-def only(reward: BatchReward, applies: Callable[[Problem], bool]) -> BatchReward:
-    """The reward on problems that it applies to; it says nothing about the others and is not asked about them.
-
-    Example: `only(PreferenceReward(model), lambda problem: problem.source == "general")`, as R1 pays reasoning problems
-    by rules and general ones by its reward models.
-    """
-
-    def some(groups: Sequence[RolloutGroup]) -> list[list[float | None]]:
-        chosen = [applies(group.problem) for group in groups]
-        scores = iter(reward([group for group, wanted in zip(groups, chosen, strict=True) if wanted]))
-        return [
-            next(scores) if wanted else [None] * len(group.rollouts)
-            for group, wanted in zip(groups, chosen, strict=True)
-        ]
-
-    return some
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,19 @@ def problems_of_rows(
     return _all_problems(source, ({key: _plain(value) for key, value in row.items()} for row in rows), columns)
 
 
+def problem_row(problem: Problem, solution: str = "") -> dict[str, Any]:
+    """A problem as `read_problems` reads it again, its worked solution in front of `####`.
+
+    Errors: ValueError for an answer that would not be read back.
+    """
+    if "####" in problem.answer and not problem.spec:
+        raise ValueError(f"the answer of problem {problem.id} holds ####, behind which a problem file has its answer")
+    row: dict[str, Any] = {"id": problem.id, "question": problem.text}
+    row["answer"] = f"{solution}\n#### {problem.answer}" if solution and not problem.spec else problem.answer
+    optional = {"level": problem.level, "source": problem.source, "spec": problem.spec}
+    return row | {name: value for name, value in optional.items() if value not in (None, "")}
+
+
 def _all_problems(
     path: str | Path, rows: Iterator[dict[str, Any] | _BadRow], columns: Columns | None
 ) -> list[tuple[Problem, str]]:
@@ -173,7 +186,10 @@ def _problem(row: Mapping[str, Any], columns: Columns, source: str) -> tuple[Pro
         raise _BadRow(f"no {' and no '.join(missing)} (the fields are: {fields})")
     question = _text(row, columns.question)
     worked = _text(row, columns.solution) if columns.solution is not None and row.get(columns.solution) else ""
-    if columns.answer is not None:
+    spec = _spec(_optional(row, columns.spec))
+    if spec and columns.answer is not None:
+        solution, answer = "", _text(row, columns.answer, numbers=True)  # a program, in which #### is a comment
+    elif columns.answer is not None:
         solution, answer = _solved(_text(row, columns.answer, numbers=True))
     else:
         solution, answer = worked, (last_box(worked) or "").strip()
@@ -188,7 +204,7 @@ def _problem(row: Mapping[str, Any], columns: Columns, source: str) -> tuple[Pro
         answer=answer,
         source=source,
         level=_level(_optional(row, columns.level)),
-        spec=_spec(_optional(row, columns.spec)),
+        spec=spec,
     )
     return problem, worked or solution
 

@@ -65,6 +65,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], task: Task) -> dict[str, flo
         "accuracy": float(np.mean([rollout.right for rollout in decided])) if decided else float("nan"),
         "undecided": 1 - len(decided) / len(rollouts),
         **judging_figures(rollout.verdict for rollout in rollouts),
+        **task.figures(),
         **{f"reward_{name}": value for name, value in mean_parts(list(groups)).items()},
         "tokens_mean": float(lengths.mean()),
         "tokens_median": float(np.median(lengths)),

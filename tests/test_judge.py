@@ -247,21 +247,20 @@ def test_disagreement_between_the_orders_is_wrong_and_counted():
             return verdict_json("correct" if list(seen)[1] == "answer" else "incorrect", code_in(prompt))
         return honest(prompt)
 
-    figures = []
-    verdicts, _ = judged(swayed, ":", "10", "#### 10", "perhaps 12", report=figures.append)
+    task = judge_task(ScriptedChat(swayed))
+    verdicts = task.judge([(PROBLEM, completed(text)) for text in (":", "10", "#### 10", "perhaps 12")])
     assert [verdict.outcome for verdict in verdicts] == [Outcome.WRONG, Outcome.RIGHT, Outcome.RIGHT, Outcome.WRONG]
     assert verdicts[3].reason == "the judge's two orders disagree"
-    assert figures == [{"judge_unasked": 0.25, "judge_order_agreement": pytest.approx(2 / 3)}]
+    assert task.figures() == {"judge_unasked": 0.25, "judge_order_agreement": pytest.approx(2 / 3)}
     verdicts, chat = judged(swayed, "perhaps 12", orders=1)
     assert verdicts == [Verdict(Outcome.WRONG, "the judge says incorrect")] and len(chat.prompts) == 1
 
 
 def test_figures_where_there_is_nothing_to_count():
-    figures = []
-    task = judge_task(ScriptedChat(failing(JudgeFailure.TIMEOUT)), report=figures.append)
-    assert task.judge([]) == []
+    task = judge_task(ScriptedChat(failing(JudgeFailure.TIMEOUT)))
+    assert task.judge([]) == [] and task.figures() == {}
     task.judge([(PROBLEM, completed("10"))])
-    assert figures == [{}, {"judge_unasked": 0.0}]
+    assert task.figures() == {"judge_unasked": 0.0}
 
 
 def test_no_verdict_is_undecided_and_asked_for_again_with_another_code():

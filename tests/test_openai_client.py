@@ -16,7 +16,8 @@ import pytest
 from rl.policy import load_model, load_tokenizer
 from rl.samplers import openai
 from rl.samplers.base import SamplingSettings
-from rl.samplers.openai import ChatRequest, OpenAIChat, Patience, SamplerChat, without_control_tokens
+from rl.samplers.chat import ChatRequest, SamplerChat, without_control_tokens
+from rl.samplers.openai import OpenAIChat, Patience
 from rl.samplers.transformers import TransformersSampler
 from rl.tasks.tiny_models import make_tokenizer
 from rl.types import Completion, FinishReason, JudgeFailure

@@ -9,15 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
+from rl.batch_rewards import WeightedBatchReward, add_batch_rewards, only
 from rl.judging import JudgeFailed
 from rl.policy import pad_token_id
-from rl.preference_model import (
-    PreferenceModel,
-    PreferenceReward,
-    WeightedBatchReward,
-    add_batch_rewards,
-    only,
-)
+from rl.preference_model import PreferenceModel, PreferenceReward
 from rl.rewards import mean_parts
 from rl.tasks.tiny_models import make_model, make_tokenizer
 from rl.types import (

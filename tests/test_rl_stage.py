@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from cli import app
 from recipes.console import PlainReport
 from recipes.keys import Keys
+from recipes.loader import RecipeError
 from recipes.rl_keys import Grpo
 from recipes.rl_stage import advantage_of, objective_of, rewards_of
 from recipes.runner import run_recipe
@@ -35,6 +36,10 @@ from rl.objectives import (
 from rl.policy import load_tokenizer
 from rl.rules import Clip, Sapo
 from rl.runs import read_lines
+from rl.tasks.base import UndecidedLimit
+from rl.tasks.judge import helpfulness
+from rl.types import JudgeFailure
+from rl.workers import Answer
 
 HEAD = """name: keys
 problems: {source: tiny, levels: [2, 3], train: 16, dev: 4, test: 4}
@@ -94,6 +99,7 @@ def test_every_key_is_turned_on_somewhere():
         "max_tokens", "preset", "template", "weight_decay", "betas", "adam_epsilon", "max_grad_norm", "ratio",
         "epsilon_low", "epsilon_high", "delta", "ratio_cap", "reward_accuracy", "reward_format", "length", "shard",
         "micro_batch_tokens", "eval_every", "eval_problems", "eval_samples", "save_every", "keep", "stop_at_accuracy",
+        "reward_models",
     }  # fmt: skip
     on = {line.split(":")[0] for keys, _ in TOGETHER.values() for line in keys.splitlines()}
     assert issubclass(Grpo, Keys)
@@ -156,3 +162,40 @@ def test_a_reward_that_is_not_a_number_ends_the_command_with_exit_4_and_the_prob
     assert {row["reward"] for row in rows} == {"nan"}
     assert "step 1: a reward is not finite" in result.output
     assert rows[0]["problem"] in result.output and refused.name in result.output.replace("\n", "")
+
+
+def test_models_add_to_the_reward(tmp_path, tiny_model_folder, monkeypatch):
+    """A preference model from a folder, and a judging model behind an endpoint (here a function)."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = load_tokenizer(tiny_model_folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=128, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, num_labels=1,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    asked = []
+
+    def chat(requests):
+        asked.extend(requests)
+        return [Answer(None, JudgeFailure.CRASH, "no verdict", 0.1) for _ in requests]
+
+    monkeypatch.setattr("recipes.rl_stage.OpenAIChat", lambda url, model, api_key_variable: chat)
+    monkeypatch.setattr(helpfulness, "__kwdefaults__", helpfulness.__kwdefaults__ | {"limit": UndecidedLimit(1.0)})
+    keys = (
+        "reward_models:\n  - {kind: preference, model: ./rm, weight: 0.5}\n"
+        "  - {kind: helpfulness, model: judge, url: 'http://127.0.0.1:9/v1', weight: 0.5}"
+    )
+    recipe = recipe_of(tmp_path, tiny_model_folder, keys)
+    (result,) = run_recipe(recipe, root=tmp_path / "runs", methods=METHODS, report=PlainReport())
+    lines = read_lines(result.folder / "metrics.jsonl")
+    assert all(line["reward_preference"] != 0 for line in lines)
+    assert asked or all(line["reward_helpfulness"] == 0 for line in lines)
+
+
+def test_a_reward_model_has_its_url_or_none(tmp_path, tiny_model_folder):
+    for keys in ("kind: preference, model: ./rm, url: 'http://x/v1'", "kind: safety, model: m"):
+        with pytest.raises(RecipeError, match="url: helpfulness and safety need it, preference does not take it"):
+            recipe_of(tmp_path, tiny_model_folder, f"reward_models: [{{{keys}, weight: 1.0}}]")

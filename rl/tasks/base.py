@@ -51,6 +51,7 @@ class Task:
     verifier_version: str  # changes whenever `judge` may decide differently; verdict files carry it
     reflection_words: tuple[str, ...]  # counted in completions as a training metric
     limit: UndecidedLimit = UndecidedLimit()
+    figures: Callable[[], dict[str, float]] = dict  # what the judge can tell of its last call, for the logs
 
 
 def one_by_one(judge: Callable[[Problem, Completion], Verdict]) -> Judge:

@@ -22,12 +22,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+from rl.jsonl import dump_lines
+from rl.problems import problem_row
+from rl.runs import write_file
 from rl.samplers.base import Sampler, SampleRequest, SamplingSettings, sample_seed
 from rl.sandbox.base import Limits, Sandbox
 from rl.tasks.code import LIMITS, extract_program, play
-from rl.tasks.code_problems import script_question
+from rl.tasks.code_problems import read_rows, script_question
 from rl.tasks.code_tests import COMPARISONS, SECONDS, StdinTests, dump_tests
 from rl.types import Problem, TextPart
 
@@ -227,6 +232,33 @@ def _problem(untested: UntestedProblem, solution: str, choice: Choice, rules: Ma
     tests = StdinTests(choice.tests, rules.compare, rules.tolerance, rules.seconds)
     question = script_question(untested.statement)
     return Problem(untested.id, question, solution, untested.source, untested.level, dump_tests(tests))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_untested(path: str | Path) -> list[UntestedProblem]:
+    """The problems of a JSONL file (.gz too): `statement` and `submissions` (a list of programs), and perhaps `id`,
+    `generator` and `level`. BadProblems with the line of every other row."""
+    return read_rows(path, _untested)
+
+
+def _untested(row: Mapping[str, Any], source: str) -> UntestedProblem:
+    statement, submissions = row.get("statement"), row.get("submissions")
+    if not isinstance(statement, str) or not statement.strip():
+        raise ValueError("has no text in statement")
+    if not isinstance(submissions, list) or not all(isinstance(program, str) for program in submissions):
+        raise ValueError("has no list of programs in submissions")
+    generator, level = row.get("generator") or "", row.get("level")
+    if not isinstance(generator, str) or not (level is None or type(level) is int):
+        raise ValueError("has a generator that is no text, or a level that is no whole number")
+    identity = str(row.get("id") or sha256(statement.encode()).hexdigest()[:16])
+    return UntestedProblem(identity, statement, tuple(submissions), generator, source, level)
+
+
+def write_made(path: Path, made: MadeTests) -> None:
+    """The problems with their tests, as `rl.problems.read_problems` reads them."""
+    write_file(path, dump_lines(problem_row(problem) for problem in made.problems), "problems.write")
 
 
 # --- writing generators ----------------------------------------------------------------------------------------------

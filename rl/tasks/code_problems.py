@@ -83,7 +83,7 @@ def read_humaneval(path: str | Path, sandbox: Sandbox, limits: Limits = LIMITS) 
     Errors: BadProblems, also for a reference that does not pass its check; SandboxUnavailable.
     """
     keys = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
-    rows = _read(path, lambda row, source: (source, [_text(row, key) for key in keys]))
+    rows = read_rows(path, lambda row, source: (source, [_text(row, key) for key in keys]))
     programs = [[prompt + solution, test, _RECORDER] for _, (_, prompt, solution, test, _) in rows]
     plays = [
         {"program": number, "entry_point": "calls_of_check", "calls": [[entry_point]]}
@@ -141,7 +141,7 @@ def read_livecodebench(path: str | Path, seconds: float = SECONDS) -> list[Probl
 
     Private tests that are a compressed pickle are refused: to read one is to run whatever it says.
     """
-    return _distinct(path, _read(path, lambda row, source: _livecodebench(row, source, seconds)))
+    return _distinct(path, read_rows(path, lambda row, source: _livecodebench(row, source, seconds)))
 
 
 def _livecodebench(row: Row, source: str, seconds: float) -> Problem:
@@ -186,7 +186,7 @@ def read_apps(path: str | Path, seconds: float = SECONDS) -> list[Problem]:
     each value that a function should return into a list of its own: where all outputs are lists of one, their content
     is what is expected. `answer` is the first of the `solutions`, if the row has any.
     """
-    return _distinct(path, _read(path, lambda row, source: _apps(row, source, seconds)))
+    return _distinct(path, read_rows(path, lambda row, source: _apps(row, source, seconds)))
 
 
 def _apps(row: Row, source: str, seconds: float) -> Problem:
@@ -249,7 +249,7 @@ def read_code_problems(path: str | Path, sandbox: Callable[[], Sandbox]) -> list
 
     Errors: BadProblems; SandboxUnavailable.
     """
-    form = _read(path, lambda row, source: frozenset(row))[0]
+    form = read_rows(path, lambda row, source: frozenset(row))[0]
     if "canonical_solution" in form:
         return read_humaneval(path, sandbox())
     if "question_content" in form:
@@ -268,7 +268,7 @@ def read_code_problems(path: str | Path, sandbox: Callable[[], Sandbox]) -> list
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _read(path: str | Path, make: Callable[[Row, str], Made]) -> list[Made]:
+def read_rows(path: str | Path, make: Callable[[Row, str], Made]) -> list[Made]:
     """What `make(row, "file:line")` makes of every row of a JSONL file (.gz too); BadProblems with its ValueErrors."""
     made: list[Made] = []
     bad: list[tuple[int, str]] = []

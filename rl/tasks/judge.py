@@ -34,7 +34,7 @@ from hashlib import sha256
 
 from rl.judging import JudgeFailed
 from rl.samplers.base import sample_seed
-from rl.samplers.openai import Chat, ChatRequest
+from rl.samplers.chat import Chat, ChatRequest
 from rl.tasks.base import REFLECTION_WORDS, Attempt, Task, UndecidedLimit
 from rl.tasks.exact import answer_of
 from rl.tasks.extraction import final_part, marked_answer, no_answer_reason
@@ -68,13 +68,12 @@ def judge_task(
     max_answer: int = 4_000,
     seed: int = 0,
     limit: UndecidedLimit = LIMIT,
-    report: Callable[[dict[str, float]], None] = lambda figures: None,
 ) -> Task:
     """The task whose judge is a model.
 
     `orders`: 2, or 1 for half the price and none of the protection. `tries`: requests for one verdict where a reply
-    holds none. `max_answer`: characters of a final answer that are shown; of a longer one its two ends. `report` gets
-    the figures of every call: "judge_unasked", the share of completions that were decided without a model, and
+    holds none. `max_answer`: characters of a final answer that are shown; of a longer one its two ends. `Task.figures`
+    tells of the last call: "judge_unasked", the share of completions that were decided without a model, and
     "judge_order_agreement", the share of those judged in both orders on which the two agree.
 
     Example: of 4 completions one is ":", two are right, and on one the orders disagree -> verdicts wrong, right, right,
@@ -82,6 +81,8 @@ def judge_task(
     """
     if orders not in (1, 2) or tries < 1 or max_answer < 1:
         raise ValueError(f"a judge takes 1 or 2 orders, tries and characters, got {orders}, {tries}, {max_answer}")
+
+    figures: dict[str, float] = {}
 
     def judge(attempts: Sequence[Attempt]) -> list[Verdict]:
         verdicts = [_without_asking(problem, completion) for problem, completion in attempts]
@@ -101,8 +102,9 @@ def judge_task(
                     both += 1
                     agreed += given[0].value == given[1].value
             judged.append(verdict)
-        figures = {} if not attempts else {"judge_unasked": 1 - len(asked) / orders / len(attempts)}
-        report(figures | ({"judge_order_agreement": agreed / both} if both else {}))
+        figures.clear()
+        figures.update({} if not attempts else {"judge_unasked": 1 - len(asked) / orders / len(attempts)})
+        figures.update({"judge_order_agreement": agreed / both} if both else {})
         return judged
 
     prompts = [request_text(CORRECTNESS, [(label, label) for label in labels], "") for labels in ORDERS[:orders]]
@@ -114,6 +116,7 @@ def judge_task(
         verifier_version=f"judge-1-{sha256(what.encode()).hexdigest()[:12]}",
         reflection_words=REFLECTION_WORDS,
         limit=limit,
+        figures=lambda: dict(figures),
     )
 
 
