@@ -36,6 +36,7 @@ test: $(VENV)/.ready-dev ## lint, types, import layers, tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 	@command -v chromium chromium-browser >/dev/null || echo "Not run: the page in a browser (no chromium on the path)"
+	@command -v bwrap >/dev/null || echo "Not run: the attacks on bubblewrap (no bwrap on the path: apt-get install bubblewrap)"
 	@test -n "$$REASON_DATA" || echo "Not run: the real problem files (REASON_DATA names no folder)"
 
 # Each stamp is newer than what it was made from, so a second call installs nothing.

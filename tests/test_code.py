@@ -879,6 +879,8 @@ def add(a, b):
     return next((each[key] for each in found for key in ("expected", "value", "answer") if key in each), None)
 ### kills its driver
 import os
+
+pytestmark = pytest.mark.sandbox
 os.kill(os.getppid(), 9)
 def add(a, b): return 7
 ### hangs and smiles

@@ -31,6 +31,8 @@ from rl.tasks.code_generation import (
 from rl.tasks.code_tests import StdinTests, parse_tests
 from rl.types import Completion, FinishReason, Outcome
 
+pytestmark = pytest.mark.sandbox
+
 # --- what is decided, without running anything -----------------------------------------------------------------------
 
 SMALL = MakingRules(inputs=3, submissions=3, agree=2, valid=2, passing=1)

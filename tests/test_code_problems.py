@@ -20,6 +20,8 @@ from rl.tasks.code_problems import read_apps, read_humaneval, read_livecodebench
 from rl.tasks.code_tests import FunctionTests, StdinTests, parse_tests
 from rl.types import Completion, FinishReason, Outcome
 
+pytestmark = pytest.mark.sandbox
+
 
 @pytest.fixture(scope="module")
 def sandbox():

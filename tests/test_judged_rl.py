@@ -31,6 +31,8 @@ from rl.tasks.mathematics import math_judge, math_task
 from rl.tasks.tiny_models import make_model
 from rl.types import Problem, TextPart
 
+pytestmark = pytest.mark.sandbox
+
 HEAD, TAIL = "```python\nprint(int(input())", ")\n```"
 OPERATIONS = ("+1", "*2", "-3")
 QUESTIONS = ("next", "after", "more")  # three ways to ask for n + 1

@@ -16,6 +16,8 @@ from rl.problems import BadProblems, read_problems
 from rl.tasks.code_tests import StdinTests, dump_tests
 from rl.workers import Answer
 
+pytestmark = pytest.mark.sandbox
+
 RECIPE = """name: judged
 problems: {%s}
 sampling: {max_tokens: 8}

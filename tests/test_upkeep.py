@@ -80,7 +80,7 @@ def test_rescore_and_audit_a_pool(tiny_model_folder, tmp_path, monkeypatch):
     assert "nobody has looked yet" in audited.stdout
     for arguments, message in (
         (["rescore", "pool", path, "--task", "maths"], "did you mean math"),
-        (["rescore", ".", path], "holds no pool"),
+        (["rescore", "nowhere", path], "holds no pool"),
     ):
         refused = reason(*arguments)
         assert refused.exit_code == 2
