@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from recipes.keys import Count, Keys, Level, Share
+from rl.tasks.puzzle_sets import PuzzlesRefused, look_up
 
 TaskName = Literal["exact", "integers", "math", "code", "constraints", "judge"]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
@@ -44,7 +45,14 @@ class PuzzleKeys(Keys):
     sets: Annotated[tuple[Name, ...], Field(min_length=1, max_length=100)]
     """Names of the sets to draw from, such as [knights_knaves, mini_sudoku]."""
     difficulty: Level = 1
-    """How hard, from 1; what that means is each set's own affair."""
+    """How hard, from 1; what that means is each set's own affair, and one with fewer levels gives its highest."""
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        for index, name in enumerate(self.sets):
+            try:
+                look_up(name)
+            except PuzzlesRefused as reason:
+                yield f"sets[{index}]", str(reason)
 
 
 class JudgeKeys(Keys):

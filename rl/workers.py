@@ -83,7 +83,7 @@ class _Worker:
     def __init__(self, spawn: Spawn) -> None:
         try:
             self.process = spawn()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # no such program, no sandbox
             raise _BootFailed(f"cannot be started: {error}") from error
         assert self.process.stdin is not None and self.process.stdout is not None
         self._in, self._out = self.process.stdin, self.process.stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rl.judging import judge_attempts
+from rl.tasks import math_worker
 from rl.tasks.math_worker import exact
 from rl.tasks.mathematics import (
     FALLBACKS,
@@ -104,6 +105,19 @@ def test_decimals_mixed_numbers_and_degrees_become_exact():
     assert exact(r"0.1\overline{6}") == r"(\frac{15}{90})"
     assert exact(r"\sin 30^{\circ}") == r"\sin (\frac{30 \pi}{180})"
     assert exact(r"x\frac{1}{2}") == r"x\frac{1}{2}" and exact(r"3\frac{5}{2}") == r"3\frac{5}{2}"
+
+
+def test_model_text_is_never_evaluated(monkeypatch):
+    """Whatever is asked, sympy's evaluating parser is not called."""
+    import sympy.parsing.sympy_parser as sympy_parser
+
+    def refuse(*arguments, **options):
+        raise AssertionError("parse_expr was called")
+
+    monkeypatch.setattr(sympy_parser, "parse_expr", refuse)
+    for gold, answer in [("x^2+7x", "x(x+7)"), ("0.5", r"\frac{1}{2}"), ("a_1+b", "b+a_1"), ("1", "__import__('os')")]:
+        math_worker.answer({"gold": gold, "answer": answer, "question": ""})
+    assert math_worker.answer({"gold": r"2\sqrt{7}", "answer": r"\sqrt{28}", "question": ""}) == [True, True]
 
 
 ASKED = {

@@ -183,7 +183,7 @@ def test_models_add_to_the_reward(tmp_path, tiny_model_folder, monkeypatch):
         return [Answer(None, JudgeFailure.CRASH, "no verdict", 0.1) for _ in requests]
 
     monkeypatch.setattr("recipes.rl_stage.OpenAIChat", lambda url, model, api_key_variable: chat)
-    monkeypatch.setattr(helpfulness, "__kwdefaults__", helpfulness.__kwdefaults__ | {"limit": UndecidedLimit(1.0)})
+    monkeypatch.setattr("recipes.rl_stage.helpfulness", lambda chat: helpfulness(chat, limit=UndecidedLimit(share=1.0)))
     keys = (
         "reward_models:\n  - {kind: preference, model: ./rm, weight: 0.5}\n"
         "  - {kind: helpfulness, model: judge, url: 'http://127.0.0.1:9/v1', weight: 0.5}"

@@ -108,8 +108,10 @@ def test_a_row_that_repeats_another_exactly_is_there_once(tmp_path):
 
 
 def test_a_form_needs_its_columns():
-    assert form_of({"problem": 1, "answer": 2, "unique_id": 3}).id == "unique_id"
-    assert form_of({"problem": 1, "answer": 2}).id == "id"
+    assert form_of({"problem": 1, "answer": 2, "unique_id": 3}) == Columns(
+        "problem", "answer", "solution", id="unique_id"
+    )
+    assert form_of({"problem": 1, "answer": 2}) == Columns("problem", "answer", "solution")
     assert form_of({"text": 1}) is None
 
 

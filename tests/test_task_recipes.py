@@ -107,6 +107,13 @@ def test_a_model_judges(tmp_path, tiny_model_folder, monkeypatch):
     assert chats == [("http://127.0.0.1:9/v1", "m", {"api_key_variable": None, "workers": 8})]
 
 
+def test_puzzles_are_made_and_scored_in_the_sandbox(tmp_path, tiny_model_folder):
+    problems = "source: puzzles, puzzles: {sets: [mini_sudoku, knights_knaves]}, test: 6"
+    folder = run(tmp_path, tiny_model_folder, problems)
+    assert verifier(folder).startswith("puzzles")
+    assert json.loads((folder / "summary.json").read_text())["num_problems"] == 6
+
+
 def test_tests_are_made_and_then_judge(tmp_path, tiny_model_folder):
     """Kimi's test generation as a stage: what is kept is the problem set of the stages after it."""
     add = "print(sum(map(int, input().split())))"
@@ -136,6 +143,8 @@ def test_tests_are_made_and_then_judge(tmp_path, tiny_model_folder):
         ("source: ./p.jsonl, fallback: number", "problems.fallback: has no effect with task: exact"),
         ("source: ./p.jsonl, task: judge", "problems.judge: goes with task: judge"),
         ("source: puzzles", "problems.puzzles: goes with source: puzzles"),
+        ("source: puzzles, puzzles: {sets: [survo]}", r"problems.puzzles.sets\[0\]: .*survo"),
+        ("source: puzzles, puzzles: {sets: [mini_sudokus]}", "did you mean mini_sudoku"),
         ("source: $NOWHERE, task: math", r"must be a path that starts with ./ ../ / or \$NAME/"),
         ("source: ./q.jsonl", "problems.source: there is no file ./q.jsonl"),
         ("source: ./p.jsonl, columns: {question: q}", "answer: required, unless solution names a column"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rl.sandbox.base import SandboxUnavailable
 from rl.types import JudgeFailure
 from rl.workers import WorkerPool, python_worker
 
@@ -143,6 +144,16 @@ def test_a_worker_that_does_not_start_is_infrastructure(script):
         assert {answer.failure for answer in answers} == {JudgeFailure.INFRASTRUCTURE}
         assert "died while it started" in answers[0].reason
         pool.close()
+
+
+def test_a_sandbox_that_is_not_there_is_infrastructure():
+    def spawn():
+        raise SandboxUnavailable("there is no sandbox here")
+
+    pool = WorkerPool(spawn, workers=1, timeout=1.0)
+    (answer,) = pool.ask([["say", 1]])
+    assert answer.failure is JudgeFailure.INFRASTRUCTURE and "there is no sandbox here" in answer.reason
+    pool.close()
 
 
 def test_from_threads_and_from_asyncio(pool):

@@ -15,7 +15,7 @@ import logging
 import re
 import sys
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -26,17 +26,19 @@ from rl.worker_main import serve
 DIGITS = 60  # computed with
 AGREE = 30  # compared; the others are for what cancels
 MANY = 500  # computed with for numbers that agree in the first: 1/6 is not 1/6 + 3^-701
-POINTS = 6  # at which functions are compared; at half of them at least both must have a value
+POINTS = 4  # at which functions are compared; at half of them at least both must have a value
 MEMORY = 2 * 2**30  # bytes of address space
 
 _DECIMAL = re.compile(r"(?<![0-9A-Za-z_.])([0-9]+)\.([0-9]*)(?:\\overline\{([0-9]+)\}|\\dot\{([0-9])\})?")
 _MIXED = re.compile(r"(?<![0-9}!)\\^_A-Za-z])([0-9]+)\s*\\frac\{([0-9]+)\}\{([0-9]+)\}")
+# A letter with a power could have a subscript too, over which the parser's quick mode stumbles; in braces it cannot.
+_POWER = re.compile(r"(?<![A-Za-z\\_^])((?!e)[A-Za-z])\s*\^")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?|\\frac\{[0-9]+\}\{[0-9]+\})\s*\^\{\\circ\}")
 
 
 def exact(latex: str) -> str:
-    """An expression that means the same and holds no decimals, mixed numbers or degrees.
+    """An expression that means the same and holds no decimals, mixed numbers or degrees; `x^{2}` becomes `{x}^{2}`.
 
     `exact("0.25x") == r"(\\frac{25}{100})x"`, `exact(r"3\\frac{1}{2}") == r"(3+\\frac{1}{2})"`,
     `exact(r"0.\\overline{3}") == r"(\\frac{3}{9})"`. Braces would make a set of one.
@@ -46,7 +48,7 @@ def exact(latex: str) -> str:
         latex = _DEGREES.sub(lambda match: rf"(\frac{{{match.group(1)} \pi}}{{180}})", latex)
     else:
         latex = latex.replace(r"^{\circ}", "")
-    return _DECIMAL.sub(_fraction, latex)
+    return _POWER.sub(r"{\1}^", _DECIMAL.sub(_fraction, latex))
 
 
 def _mixed(match: re.Match[str]) -> str:
@@ -97,20 +99,47 @@ class SympyAlgebra:
 
 @lru_cache(maxsize=512)
 def parse(latex: str) -> Any:
-    """A sympy expression, unevaluated; None for what the grammar does not know or what is nested too deeply for it."""
-    from latex2sympy2_extended import latex2sympy
+    """A sympy expression, unevaluated; None for what the grammar does not know or what is nested too deeply for it.
+
+    ANTLR's quick prediction mode comes first: where it succeeds its tree is that of the full mode, which takes ten
+    times as long and is needed for one expression in fifty.
+    """
+    from antlr4.atn.PredictionMode import PredictionMode
     from sympy import Basic, I, Symbol
 
-    try:
-        parsed = latex2sympy(exact(latex), is_real=True, convert_degrees=False, normalization_config=None)
-    except MemoryError:
-        raise
-    except Exception:  # the grammar raises bare exceptions
-        return None
+    parsed = None
+    for mode in (PredictionMode.SLL, PredictionMode.LL):
+        try:
+            parsed = _grammar(mode)(is_real=True, convert_degrees=False).parse(exact(latex))
+            break
+        except MemoryError:
+            raise
+        except Exception:  # the grammar raises bare exceptions
+            continue
     if not isinstance(parsed, Basic):
         return None
     units = {symbol: I for symbol in parsed.free_symbols if isinstance(symbol, Symbol) and symbol.name == "i"}
     return parsed.xreplace(units) if units else parsed
+
+
+@cache
+def _grammar(mode: Any) -> type:
+    """math-verify's parser in one of ANTLR's prediction modes. Numbers are read as exact ones: the original hands their
+    text to sympy's `Number`, which evaluates it."""
+    from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+    from sympy import Integer, Rational
+
+    class Grammar(_Latex2Sympy):
+        def create_parser(self, latex_str: str) -> Any:
+            parser = super().create_parser(latex_str)
+            parser._interp.predictionMode = mode
+            return parser
+
+        def parse_number(self, text: str) -> Any:
+            digits = text.replace(",", "")
+            return Integer(digits) if digits.isdecimal() else Rational(digits)
+
+    return Grammar
 
 
 def difference(left: str, right: str) -> Any:
@@ -233,11 +262,20 @@ def answer(request: dict[str, str]) -> list[bool | None]:
         return [False, None]
 
 
+# What ANTLR learns from these it need not learn from the first answers, at a tenth of a second each.
+_USUAL = (
+    r"\frac{1}{2}x^{2}+3x-\sqrt{2}", r"(x+1)(x-2)", r"\frac{\sqrt{3}+1}{2\pi}", r"2^{n}-1", r"-\frac{3}{4}",
+    r"e^{2x}+\ln 3", r"\sin x \cdot \cos 2x", r"\binom{5}{2}", "5!", r"a_{1}+b", r"\log_{2} 8", "1+2i", r"\infty",
+)  # fmt: skip
+
+
 def main() -> None:
     logging.disable(logging.CRITICAL)  # math-verify warns that its own timeouts are off; ours are not
     import math_verify  # noqa: F401  the imports count as starting up, not as the first request
     import sympy  # noqa: F401
 
+    for latex in _USUAL:
+        value_at(parse(latex), 0)
     serve(answer, seconds=float(sys.argv[1]), memory=MEMORY)
 
 
