@@ -42,7 +42,6 @@ from rl.problems import problem_row
 from rl.runs import write_file, write_json
 from rl.types import Problem, RolloutGroup
 
-SITE = "curate.write"
 EXAMPLES = 3  # of each reason, in the report
 MAX_SHOWN = 400  # characters of an example
 REPORT = "report.json"
@@ -286,16 +285,16 @@ def write_curated(folder: Path, curated: Curated, solutions: Mapping[str, str] |
         raise FileExistsError(f"{folder} holds a finished curation; choose another folder or remove it")
     solutions = solutions or {}
     kept = (problem_row(p, solutions.get(p.id, "")) | dict(curated.facts.get(p.id, {})) for p in curated.kept)
-    write_file(folder / "problems.jsonl", dump_lines(kept), SITE)
+    write_file(folder / "problems.jsonl", dump_lines(kept), "curate.write")
     gone = (
         problem_row(d.problem, solutions.get(d.problem.id, ""))
         | dict(curated.facts.get(d.problem.id, {}))
         | {"reason": d.reason, "evidence": dict(d.evidence)}
         for d in curated.dropped
     )
-    write_file(folder / "dropped.jsonl", dump_lines(gone), SITE)
-    write_file(folder / "report.md", report(curated), SITE)
-    write_json(folder / REPORT, curated.summary(), SITE)
+    write_file(folder / "dropped.jsonl", dump_lines(gone), "curate.write")
+    write_file(folder / "report.md", report(curated), "curate.write")
+    write_json(folder / REPORT, curated.summary(), "curate.write")
 
 
 def histogram(rates: Sequence[float]) -> dict[str, int]:

@@ -41,6 +41,22 @@ def _faults_from_zero() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def libraries_seconds() -> float:
+    """How long Python takes to start here and to import what every command needs: what a quick command is held to on
+    a machine that is slow."""
+    import subprocess
+    import sys
+    import time
+
+    def timed() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import typer, pydantic, yaml, rich.markdown"], check=True)
+        return time.perf_counter() - started
+
+    return min(timed() for _ in range(3))
+
+
+@pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model of the tiny world as an ordinary HF folder. Read it, never write into it."""
     from rl.policy import save_model

@@ -72,7 +72,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 # --- starting --------------------------------------------------------------------------------------------------------
 
 
-def test_help_is_fast_and_lists_every_command():
+def test_help_is_fast_and_lists_every_command(libraries_seconds: float):
     def timed() -> tuple[float, subprocess.CompletedProcess[str]]:
         started = time.perf_counter()
         done = subprocess.run(
@@ -83,9 +83,10 @@ def test_help_is_fast_and_lists_every_command():
     runs = [timed() for _ in range(4)]  # the best of four counts: the machine may be busy
     done = runs[0][1]
     assert done.returncode == 0
-    for command in ("run", "rl", "distill", "long2short", "sample", "evaluate", "frontier", "recipes", "doctor"):
+    commands = ("run", "rl", "distill", "long2short", "sample", "evaluate", "frontier", "rescore", "curate", "recipes")
+    for command in (*commands, "doctor"):
         assert re.search(rf"\b{command}\b", done.stdout)
-    assert min(seconds for seconds, _ in runs) <= 0.4
+    assert min(seconds for seconds, _ in runs) <= max(0.4, 1.5 * libraries_seconds)
 
 
 @pytest.mark.parametrize(

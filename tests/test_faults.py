@@ -116,7 +116,9 @@ def opens_for_writing(call: ast.Call) -> bool:
 
 
 def test_every_write_of_a_stage_passes_a_fault_point():
-    bare = [name for where, tree in sources() for name in writes_without_a_point(where, tree)]
+    # What the sandbox writes (scratch folders, what a probe tries) is no part of a run.
+    of_runs = [(where, tree) for where, tree in sources() if not where.startswith("rl/sandbox/")]
+    bare = [name for where, tree in of_runs for name in writes_without_a_point(where, tree)]
     assert sorted(bare) == sorted(BEHIND_A_POINT)
 
 

@@ -477,7 +477,7 @@ def test_the_task_judges_in_the_sandbox_that_it_is_given():
         (problem, Completion("<think>so <answer>" + problem.answer, (), (), FinishReason.LENGTH)),
     ])  # fmt: skip
     assert (right.outcome, wrong.outcome, cut_off.outcome) == (Outcome.RIGHT, Outcome.WRONG, Outcome.WRONG)
-    assert (task.name, task.verifier_version) == ("puzzles", "puzzles-1-reasoning-gym 0.1.25")
+    assert (task.name, task.verifier_version) == ("puzzles", "puzzles-1-reasoning-gym-0.1.25")
 
 
 # --- the worker ------------------------------------------------------------------------------------------------------

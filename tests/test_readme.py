@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recipes.loader import RecipeError
+from recipes.loader import RecipeError, parse_value
+from recipes.problem_keys import Problems
 from recipes.schema import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -65,3 +66,10 @@ def test_every_file_of_the_tree_exists():
     for room in ("rl", "distill", "long2short"):
         for path in (ROOT / room).glob("*.py"):
             assert path.name == "__init__.py" or path.name in tree, f"{room}/{path.name} is not in the README's tree"
+
+
+def test_the_problem_sections_are_valid():
+    lines = re.findall(r"^problems: (\{source: .*\})$", README, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        Problems.model_validate_json(json.dumps(parse_value(line, "README")))

@@ -33,7 +33,7 @@ from rl.objectives import (
     sequence_mean_log_ratio,
     token_log_ratio,
 )
-from rl.policy import load_tokenizer
+from rl.policy import eos_token_id, load_tokenizer, pad_token_id
 from rl.rules import Clip, Sapo
 from rl.runs import read_lines
 from rl.tasks.base import UndecidedLimit
@@ -171,9 +171,10 @@ def test_models_add_to_the_reward(tmp_path, tiny_model_folder, monkeypatch):
     tokenizer = load_tokenizer(tiny_model_folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=128, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, num_labels=1,
+        max_position_embeddings=128, pad_token_id=pad_token_id(tokenizer), bos_token_id=None,
+        eos_token_id=eos_token_id(tokenizer),
     )  # fmt: skip
+    config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
     asked = []

@@ -489,6 +489,9 @@ OTHER |= {
     "partial": "{budget: 8}",
     "repetition": "{min_tokens: 8}",
     "lora": "{rank: 4}",
+    "reward_language": "{target: en}",
+    "reward_repetition": "{weight: 0.1}",
+    "reward_models": "[{kind: preference, model: org/rm, weight: 1.0}]",
 }
 OTHER |= dict.fromkeys(("reset_optimizer", "bf16", "fp32_head", "gradient_checkpointing", "shard"), "true")
 # What a key needs beside it, before and after it is changed.

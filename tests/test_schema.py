@@ -412,7 +412,9 @@ def test_every_method_has_its_keys():
     ("old", "new", "line"),
     [("group_size: 8", "group_sise: 8", 12), ("seed: 7", "seed: .nan", 2), ("model: student,", "model: studnt,", 23)],
 )
-def test_the_command_refuses_on_one_screen_in_a_second(tmp_path: Path, old: str, new: str, line: int):
+def test_the_command_refuses_on_one_screen_in_a_second(
+    tmp_path: Path, libraries_seconds: float, old: str, new: str, line: int
+):
     path = write(tmp_path, GOOD.replace(old, new, 1))
     seconds = []
     for _ in range(2):  # the better of two: the machine may be busy
@@ -426,4 +428,4 @@ def test_the_command_refuses_on_one_screen_in_a_second(tmp_path: Path, old: str,
         assert f"{path}:{line}: " in done.stderr
         assert "Traceback" not in done.stderr
         assert len(done.stderr.splitlines()) <= 25
-    assert min(seconds) <= 1.0
+    assert min(seconds) <= max(1.0, 3 * libraries_seconds)

@@ -200,7 +200,7 @@ def puzzle_task(sandbox: Callable[[], Sandbox], *, workers: int | None = None, t
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
     spawn, most = sandboxed_worker(sandbox, timeout), puzzle_worker.request_seconds(timeout)
     pool = WorkerPool(spawn, workers=workers, timeout=most)
-    return Task("puzzles", judge_with(pool.ask), answer_of, f"puzzles-1-reasoning-gym {VERSION}", REFLECTION_WORDS)
+    return Task("puzzles", judge_with(pool.ask), answer_of, f"puzzles-1-reasoning-gym-{VERSION}", REFLECTION_WORDS)
 
 
 def sandboxed_worker(sandbox: Callable[[], Sandbox], timeout: float) -> Spawn:
