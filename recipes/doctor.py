@@ -25,6 +25,7 @@ SUPPORTED: dict[str, tuple[str, str]] = {
     "datasets": ("5", "6"),
     "datasketch": ("2", "3"),
     "math-verify": ("0.9.0", "0.9.1"),
+    "antlr4-python3-runtime": ("4.13.2", "4.13.3"),
     "accelerate": ("1.15", "2"),
     "evaluate": ("0.4.6", "0.5"),
     "safetensors": ("0.6", ""),
