@@ -74,9 +74,8 @@ def _judge(section: Problems) -> Task:
 
 
 def _puzzles() -> Task:
-    from rl.tasks.puzzles import puzzle_task
-
     from rl.sandbox.ladder import find_sandbox
+    from rl.tasks.puzzles import puzzle_task
 
     return puzzle_task(find_sandbox)
 
