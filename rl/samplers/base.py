@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
@@ -83,6 +83,73 @@ class Sampler(Protocol):
     ) -> list[Completion]:
         """One completion a request, in order. `report` is told how many have finished."""
         ...
+
+
+class StreamingSampler(Sampler, Protocol):
+    """A sampler that hands completions over as they end, and can be told to end some early."""
+
+    def stream(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings, limits: list[int] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """(index of the request, its completion) as they end, in any order, each once.
+
+        `limits[i]` is the most new tokens that request i may draw from now on. The caller may lower it between two
+        completions: a request that has drawn so many without ending is ended with finish reason `aborted`, with the
+        tokens it has (0 of them where it had not begun). None: nothing is cut but by the settings.
+        """
+        ...
+
+
+class ShardSampler(Protocol):
+    """Draws many lists of requests at once, on as many engines as it has."""
+
+    def sample_shards(
+        self,
+        shards: Sequence[Sequence[SampleRequest]],
+        settings: SamplingSettings,
+        report: Callable[[int], None] = lambda finished: None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """(index of the shard, one completion a request in order) as shards are done, in any order, each once.
+
+        `report` is told how many completions of all shards have finished.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OneByOne:
+    """A `ShardSampler` of one sampler: the shards in their order."""
+
+    sampler: Sampler
+
+    def sample_shards(
+        self,
+        shards: Sequence[Sequence[SampleRequest]],
+        settings: SamplingSettings,
+        report: Callable[[int], None] = lambda finished: None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        before = 0
+        for index, shard in enumerate(shards):
+            yield index, self.sampler.sample(shard, settings, lambda done, before=before: report(before + done))
+            before += len(shard)
+
+
+def gather(
+    stream: Iterator[tuple[int, Completion]], count: int, report: Callable[[int], None] = lambda finished: None
+) -> list[Completion]:
+    """The completions of a stream in the order of their `count` requests.
+
+    Errors: RuntimeError for a stream that leaves one out or gives one twice.
+    """
+    found: dict[int, Completion] = {}
+    for index, completion in stream:
+        if index in found or not 0 <= index < count:
+            raise RuntimeError(f"the sampler gave completion {index} of {count} twice, or one that was not asked for")
+        found[index] = completion
+        report(len(found))
+    if len(found) < count:
+        raise RuntimeError(f"the sampler gave {len(found)} completions for {count} requests")
+    return [found[index] for index in range(count)]
 
 
 def sample_seed(*parts: object) -> int:

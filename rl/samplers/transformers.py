@@ -13,7 +13,7 @@ filled from the next batch, since a larger `batch_size` is the simpler way to ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl.policy import pad_token_id, stop_token_ids
 from rl.repetition import RepetitionDetector
-from rl.samplers.base import SampleRequest, SamplingSettings
+from rl.samplers.base import SampleRequest, SamplingSettings, gather
 from rl.samplers.cache import compaction, sampling_cache
 from rl.types import Completion, FinishReason
 
@@ -33,7 +33,7 @@ REASONS = (FinishReason.LENGTH, FinishReason.REPETITION, FinishReason.STOP)
 
 
 class TransformersSampler:
-    """The `Sampler` that needs nothing but the model itself; also the trainer's own, so its weights are never stale."""
+    """The `StreamingSampler` that needs nothing but the model, the trainer's own: its weights are never stale."""
 
     def __init__(
         self,
@@ -50,9 +50,6 @@ class TransformersSampler:
         self.check_every = check_every or (1 if model.device.type == "cpu" else CHECK_EVERY_ON_GPU)
         self.policy_version = 0
 
-    # Not `inference_mode`, which is 7 % faster: buffers that a sharded model (FSDP2) makes in its first forward would
-    # then be inference tensors, and the training step that comes after could not use them.
-    @torch.no_grad()
     def sample(
         self,
         requests: Sequence[SampleRequest],
@@ -60,18 +57,29 @@ class TransformersSampler:
         report: Callable[[int], None] = lambda finished: None,
     ) -> list[Completion]:
         """One completion a request, in order; `report` is told whenever some have finished."""
+        return gather(self.stream(requests, settings), len(requests), report)
+
+    # Not `inference_mode`, which is 7 % faster: buffers that a sharded model (FSDP2) makes in its first forward would
+    # then be inference tensors, and the training step that comes after could not use them.
+    @torch.no_grad()
+    def stream(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings, limits: list[int] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """(index, completion) as they end; see `StreamingSampler`."""
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].context))
-        completions: dict[int, Completion] = {}
         for start in range(0, len(order), self.batch_size):
             indices = order[start : start + self.batch_size]
-            batch = [requests[i] for i in indices]
-            drawn = self._batch(batch, settings, lambda ended, before=start: report(before + ended))
-            completions.update(zip(indices, drawn, strict=True))
-        return [completions[index] for index in range(len(requests))]
+            if limits is not None:
+                for index in indices:
+                    if limits[index] < 1:
+                        yield index, self._completion((), (), FinishReason.ABORTED)
+                indices = [index for index in indices if limits[index] >= 1]
+            if indices:
+                yield from self._batch(indices, [requests[i] for i in indices], settings, limits)
 
     def _batch(
-        self, requests: list[SampleRequest], settings: SamplingSettings, report: Callable[[int], None]
-    ) -> list[Completion]:
+        self, indices: list[int], requests: list[SampleRequest], settings: SamplingSettings, limits: list[int] | None
+    ) -> Iterator[tuple[int, Completion]]:
         device = self.model.device
         stop_ids = torch.tensor(stop_token_ids(self.model, self.tokenizer), device=device)
         budgets = [request.budget(settings) for request in requests]
@@ -87,9 +95,9 @@ class TransformersSampler:
         logprobs = torch.zeros((num_steps, len(requests)), device=device)  # (T, B)
         lengths = torch.zeros(len(requests), dtype=torch.long, device=device)
         reasons = torch.zeros(len(requests), dtype=torch.long, device=device)
-        # Of the rows that are still in the batch: the request of each, its budget, and whether it goes on.
+        # Of the rows that are still in the batch: the request of each, how far it may go, and whether it goes on.
         rows = torch.arange(len(requests), device=device)
-        limits = torch.tensor(budgets, device=device)
+        ends_at = torch.tensor(budgets, device=device)
         alive = torch.ones(len(requests), dtype=torch.bool, device=device)
 
         for step in range(num_steps):
@@ -100,44 +108,44 @@ class TransformersSampler:
             loops = detector.step(next_ids) if detector is not None else torch.zeros_like(stops)
             lengths[rows] += alive
             reasons[rows] = torch.where(alive, torch.where(stops, 2, loops.long()), reasons[rows])
-            alive &= ~(stops | loops) & (step + 1 < limits)
-            if (step + 1) % self.check_every == 0 or step + 1 == num_steps:
-                keep = alive.cpu()
-                num_alive = int(keep.sum())
-                if num_alive < len(rows):
-                    report(len(requests) - num_alive)
-                if num_alive == 0:
+            alive &= ~(stops | loops) & (step + 1 < ends_at)
+            if (step + 1) % self.check_every and step + 1 < num_steps:
+                decoder.step(next_ids)
+                continue
+            ended = ~alive
+            while True:
+                if limits is not None:
+                    ends_at = torch.tensor([min(budgets[r], limits[indices[r]]) for r in rows.tolist()], device=device)
+                    ended |= step + 1 >= ends_at
+                    alive &= ~ended
+                if not bool(ended.any()):
                     break
-                if num_alive < len(rows):
-                    order = compaction(keep)
-                    decoder.select(order)
-                    order = order.to(device)
-                    rows, limits, alive, next_ids = rows[order], limits[order], alive[order], next_ids[order]
-                    if detector is not None:
-                        detector.select(order)
+                for row in rows[ended].tolist():
+                    reason = REASONS[int(reasons[row])]
+                    length = int(lengths[row])
+                    if reason is FinishReason.LENGTH and length < budgets[row]:
+                        reason = FinishReason.ABORTED
+                    yield (
+                        indices[row],
+                        self._completion(tokens[:length, row].tolist(), logprobs[:length, row].tolist(), reason),
+                    )
+                keep = alive.cpu()
+                if not bool(keep.any()):
+                    return
+                order = compaction(keep)
+                decoder.select(order)
+                order = order.to(device)
+                rows, ends_at, alive, next_ids = rows[order], ends_at[order], alive[order], next_ids[order]
+                if detector is not None:
+                    detector.select(order)
+                ended = ~alive
             decoder.step(next_ids)
-        return self._completions(tokens.T.tolist(), logprobs.T.tolist(), lengths.tolist(), reasons.tolist())
 
-    def _completions(
-        self, tokens: list[list[int]], logprobs: list[list[float]], lengths: list[int], reasons: list[int]
-    ) -> list[Completion]:
-        """From what was drawn for each request, (B, T), of which its `lengths` count."""
-        ids = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-        ends = [REASONS[reason] for reason in reasons]
-        texts = self.tokenizer.batch_decode(
-            [row[:-1] if end is FinishReason.STOP else row for row, end in zip(ids, ends, strict=True)],
-            skip_special_tokens=False,
-        )
-        return [
-            Completion(
-                text=text,
-                token_ids=tuple(row),
-                sampler_logprobs=tuple(values[: len(row)]),
-                finish_reason=end,
-                policy_version=self.policy_version,
-            )
-            for text, row, values, end in zip(texts, ids, logprobs, ends, strict=True)
-        ]
+    def _completion(self, ids: Sequence[int], logprobs: Sequence[float], reason: FinishReason) -> Completion:
+        shown = list(ids[:-1] if reason is FinishReason.STOP else ids)
+        text = self.tokenizer.decode(shown, skip_special_tokens=False)
+        assert isinstance(text, str)
+        return Completion(text, tuple(ids), tuple(logprobs), reason, self.policy_version)
 
 
 class _Decoder:
