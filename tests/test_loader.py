@@ -145,7 +145,7 @@ def test_an_alias_bomb_is_stopped_while_it_is_read():
         text += f"{name}: &{name} [{', '.join(['*' + 'abcdefgh'[level]] * 10)}]\n"
     started = time.perf_counter()
     error = refusal(text)
-    assert time.perf_counter() - started < 0.5
+    assert time.perf_counter() - started < 2
     assert "values" in str(error) or "aliases" in str(error)
 
 
@@ -186,7 +186,7 @@ def test_a_large_file_is_refused_in_time(tmp_path: Path):
     started = time.perf_counter()
     with pytest.raises(RecipeError, match="more than 10,000 values"):
         read_recipe_file(tmp_path / "r.yaml")
-    assert time.perf_counter() - started < 0.8
+    assert time.perf_counter() - started < 3
 
 
 def test_missing_files_and_folders(tmp_path: Path):

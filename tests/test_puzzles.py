@@ -350,7 +350,7 @@ def test_hostile_texts_take_no_time(text: str):
     started = time.perf_counter()
     extract(Completion(text, (), (), FinishReason.STOP))
     answer_of(text)
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 5  # a quadratic scan would take minutes
 
 
 def test_votes_have_one_spelling():
