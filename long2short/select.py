@@ -17,8 +17,7 @@ from rl.policy import load_model, load_tokenizer, save_model
 from rl.rollout import sample_groups
 from rl.run_state import PreferBrief
 from rl.runs import write_json
-from rl.samplers.base import SamplingSettings
-from rl.samplers.transformers import TransformersSampler
+from rl.samplers.base import OpenSampler, SamplingSettings
 from rl.tasks.base import Task
 from rl.train_metrics import DevScore, dev_score
 from rl.types import Problem
@@ -51,7 +50,7 @@ def select_model(
     tolerance: float,
     seed: int,
     suffix: str = "",
-    batch_size: int = 256,
+    open_sampler: OpenSampler,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> str:
     """Score `candidates` (name -> model) and the parent on `problems`; write the winner to `folder`/model.
@@ -63,8 +62,8 @@ def select_model(
     for index, (name, model) in enumerate([("", parent), *candidates.items()]):
         progress(index, total, name or "parent")
         tokenizer = load_tokenizer(model)
-        sampler = TransformersSampler(load_model(model), tokenizer, batch_size)
-        groups = sample_groups(sampler, tokenizer, problems, task, samples, settings, seed, suffix)
+        with open_sampler(model, tokenizer) as sampler:
+            groups = sample_groups(sampler, tokenizer, problems, task, samples, settings, seed, suffix)
         scores[name] = dev_score(0, groups)
     parent_score = scores.pop("")
     chosen = choose(scores, parent_score, tolerance)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.engines import EngineChoice, open_engine
 from recipes.tasks import open_task, read_problem_file, require_answers, section_for
 from rl.tasks import tiny
 from rl.tasks.base import Task, split_of
@@ -37,7 +38,7 @@ class Draw:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 256
-    batch_size: int = 256
+    engine: EngineChoice = field(default_factory=EngineChoice)
     seed: int = 0
     suffix: str = ""
 
@@ -93,28 +94,28 @@ def sample(
 ) -> tuple[RolloutGroup, ...]:
     """Fill the pool in `out` up to `draw.samples` of each problem; what is there is not drawn again."""
     from recipes.stages import model_fingerprint
-    from rl.policy import load_model, load_tokenizer
+    from rl.policy import load_tokenizer
     from rl.pool import Pool, fill_pool, pool_address
     from rl.samplers.base import SamplingSettings
-    from rl.samplers.transformers import TransformersSampler
 
     settings = SamplingSettings(draw.temperature, draw.top_p, draw.max_tokens)
     tokenizer = load_tokenizer(model)
     address = pool_address(model_fingerprint(model), chosen.problems, tokenizer, settings, draw.seed, draw.suffix)
     out.mkdir(parents=True, exist_ok=True)
     pool = Pool.open(out, address)
-    fill_pool(
-        pool,
-        TransformersSampler(load_model(model), tokenizer, draw.batch_size),
-        tokenizer,
-        chosen.problems,
-        chosen.task,
-        draw.samples,
-        settings,
-        draw.seed,
-        suffix=draw.suffix,
-        progress=progress,
-    )
+    with open_engine(draw.engine, model, tokenizer) as sampler:
+        fill_pool(
+            pool,
+            sampler,
+            tokenizer,
+            chosen.problems,
+            chosen.task,
+            draw.samples,
+            settings,
+            draw.seed,
+            suffix=draw.suffix,
+            progress=progress,
+        )
     return tuple(pool.groups(chosen.problems, chosen.task.verifier_version, draw.samples))
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from long2short.length_objectives import LengthReward, kimi_length_rewards
+from recipes.engines import EngineChoice
 from recipes.rl_keys import Grpo, LengthRl
 from recipes.runner import StageContext
 from rl import advantages, kl, objectives
@@ -32,9 +33,10 @@ from rl.repetition import NgramPenalty, RepetitionPenalty, RepetitionRule
 from rl.rewards import FormatReward, SoftOverlong, WeightedReward, accuracy_reward, language_consistency
 from rl.rules import Cispo, Clip, MirrorDescent, Rule, Sapo
 from rl.run_state import Prefer, PreferBrief, prefer_accurate, prefer_last
-from rl.samplers.base import SamplingSettings
+from rl.samplers.base import Sampler, SamplingSettings
 from rl.samplers.openai import OpenAIChat
 from rl.samplers.shared import SharedSampler
+from rl.samplers.synced import TOLERANCE, SyncedSampler, policy_scores, policy_weights
 from rl.samplers.transformers import TransformersSampler
 from rl.schedules import StepSchedule, constant
 from rl.tasks.base import Task
@@ -185,7 +187,7 @@ def run_rl(
     limits = constant(sampling.max_tokens) if stage.max_tokens_steps is None else StepSchedule(stage.max_tokens_steps)
     collector = Collector(
         SharedSampler(
-            TransformersSampler(learner.policy.model, tokenizer, context.recipe.sampling.batch_size),
+            _sampler(context.recipe.sampling.choice, name, tokenizer, learner.policy, ranks),
             ranks, learner.policy, learner.precision,
         ),
         tokenizer,
@@ -224,6 +226,27 @@ def run_rl(
         prefer=prefer_of(stage),
         ranks=ranks,
         report=report,
+    )
+
+
+def _sampler(
+    choice: EngineChoice, name: str, tokenizer: PreTrainedTokenizerBase, policy: PolicyModel, ranks: Ranks
+) -> Sampler:
+    """What draws the rollouts: the policy itself, or an engine beside it that is handed its weights."""
+    if choice.name == "transformers":
+        return TransformersSampler(policy.model, tokenizer, choice.batch_size)
+    from rl.samplers.vllm import VllmSampler
+
+    given = dict(choice.engine)
+    if ranks.world > 1:  # the engine of each rank lives in the process group that the launcher has made
+        given.setdefault("distributed_executor_backend", "external_launcher")
+    engine = VllmSampler(name, tokenizer, given, choice.request)
+    return SyncedSampler(
+        engine,
+        partial(policy_weights, policy),
+        partial(policy_scores, policy),
+        TOLERANCE[engine.dtype],
+        share_device=bool(given.get("enable_sleep_mode")),
     )
 
 

@@ -21,12 +21,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from recipes.explain import explain, listed, override, split_key
-from recipes.keys import Count, Keys, SamplingKeys, StageKeys, Temperature, TopP
+from recipes.keys import Keys, SamplingKeys, StageKeys
 from recipes.loader import Document, Fault, RecipeError, describe, likely, read_recipe_file
 from recipes.methods import METHOD_KEYS, AnyStage, Evaluate, Frontier, Pairs, Pretrain, Sample, Sft, Shortest
 from recipes.presets import fill_in_presets
 from recipes.problem_keys import Problems, is_path, source_kind
 from recipes.rl_keys import Grpo
+from recipes.sampling_keys import Sampling
 
 RECIPES_FOLDER = Path(__file__).resolve().parent
 RESERVED = ("name", "description", "seed", "problems", "sampling", "stages")
@@ -34,19 +35,6 @@ TINY_LEVELS = (2, 3, 4)
 FROM_ENVIRONMENT = r"\$[A-Za-z_][A-Za-z0-9_]*/."
 
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
-
-
-class Sampling(Keys):
-    """How completions are sampled, unless a stage says otherwise."""
-
-    temperature: Temperature = 1.0
-    """Softmax temperature."""
-    top_p: TopP = 1.0
-    """Nucleus share; RL needs 1."""
-    max_tokens: Count = 256
-    """Longest completion in tokens, think and EOS included."""
-    batch_size: Count = 256
-    """Completions generated at once."""
 
 
 class RecipeFile(Keys):
@@ -186,7 +174,7 @@ class Recipe:
                 "at_most": {split: getattr(self.problems, split) for split in splits},
             }
         if isinstance(stage.config, SamplingKeys) and stage.method != "frontier":
-            identity["batch_size"] = self.sampling.batch_size  # batch composition changes the bits of logits
+            identity |= self.sampling.choice.identity()
         return identity
 
     def to_json(self) -> dict[str, Any]:

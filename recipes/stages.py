@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipes.engines import open_engine
 from recipes.keys import SamplingKeys, Split
 from recipes.methods import (
     Dpo,
@@ -219,7 +221,7 @@ def select(context: StageContext) -> None:
         tolerance=stage.tolerance,
         seed=context.seed,
         suffix=context.recipe.problems.prompt_suffix,
-        batch_size=context.recipe.sampling.batch_size,
+        open_sampler=partial(open_engine, context.recipe.sampling.choice),
         progress=context.progress,
     )
 
@@ -249,19 +251,18 @@ def evaluate(context: StageContext) -> None:
 
 
 def _fill(context: StageContext, stage: Sample | Evaluate, problems: list[Problem]) -> list[RolloutGroup]:
-    from rl.policy import load_model, load_tokenizer
+    from rl.policy import load_tokenizer
     from rl.pool import Pool, fill_pool, pool_address
-    from rl.samplers.transformers import TransformersSampler
 
     name, suffix, settings = context.model(stage.model), context.recipe.problems.prompt_suffix, settings_of(stage)
     tokenizer, task = load_tokenizer(name), task_of(context.recipe)
     address = pool_address(model_fingerprint(name), problems, tokenizer, settings, context.seed, suffix)
     pool = Pool.open(context.folder / "pool", address)
-    sampler = TransformersSampler(load_model(name), tokenizer, context.recipe.sampling.batch_size)
-    fill_pool(
-        pool, sampler, tokenizer, problems, task, stage.samples, settings, context.seed, suffix,
-        progress=lambda done, total: context.progress(done, total, "completions"),
-    )  # fmt: skip
+    with open_engine(context.recipe.sampling.choice, name, tokenizer) as sampler:
+        fill_pool(
+            pool, sampler, tokenizer, problems, task, stage.samples, settings, context.seed, suffix,
+            progress=lambda done, total: context.progress(done, total, "completions"),
+        )  # fmt: skip
     return pool.groups(problems, task.verifier_version, stage.samples)
 
 
@@ -370,19 +371,16 @@ def make_tests(context: StageContext) -> None:
 
 def _generators(context: StageContext, model: str, problems: list[UntestedProblem]) -> list[UntestedProblem]:
     """The problems with generators that a model writes."""
-    from functools import partial
-
-    from rl.policy import load_model, load_tokenizer
+    from rl.policy import load_tokenizer
     from rl.prompts import render_prompt
-    from rl.samplers.transformers import TransformersSampler
     from rl.tasks.code_generation import write_generators
 
     name = context.model(model)
     tokenizer = load_tokenizer(name)
-    sampler = TransformersSampler(load_model(name), tokenizer, context.recipe.sampling.batch_size)
-    return write_generators(
-        sampler, partial(render_prompt, tokenizer), problems, settings_of(context.stage), context.seed
-    )
+    with open_engine(context.recipe.sampling.choice, name, tokenizer) as sampler:
+        return write_generators(
+            sampler, partial(render_prompt, tokenizer), problems, settings_of(context.stage), context.seed
+        )
 
 
 def worked_solutions(context: StageContext) -> None:

@@ -85,16 +85,16 @@ def _guesses(model: str, guesses: int, task: Task, draw: Draw) -> Any:
     """Draws guesses without thought."""
 
     def drawn(problems: Sequence[Problem], progress: Callable[[int, int], None]) -> Sequence[RolloutGroup]:
+        from recipes.engines import open_engine
         from rl.difficulty import draw_guesses
-        from rl.policy import load_model, load_tokenizer
-        from rl.samplers.transformers import TransformersSampler
+        from rl.policy import load_tokenizer
 
         tokenizer = load_tokenizer(model)
-        sampler = TransformersSampler(load_model(model), tokenizer, draw.batch_size)
         total = len(problems) * guesses
-        return draw_guesses(
-            sampler, tokenizer, problems, task, draw.seed, guesses, report=lambda done: progress(done, total)
-        )
+        with open_engine(draw.engine, model, tokenizer) as sampler:
+            return draw_guesses(
+                sampler, tokenizer, problems, task, draw.seed, guesses, report=lambda done: progress(done, total)
+            )
 
     return drawn
 

@@ -1,11 +1,13 @@
 """Choosing on dev problems: the rule, and that the winner's folder is what comes out."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from long2short.select import choose, select_model
+from recipes.engines import EngineChoice, open_engine
 from rl.policy import load_tokenizer, save_model
 from rl.samplers.base import SamplingSettings
 from rl.tasks import tiny
@@ -42,6 +44,7 @@ def test_the_winners_folder_comes_out(tiny_model_folder, tmp_path):
     chosen = select_model(
         candidates, str(tiny_model_folder), tiny.problems("dev", 4), tiny.TASK, tmp_path / "out",
         samples=2, settings=SamplingSettings(max_tokens=16), tolerance=0.0, seed=0,
+        open_sampler=partial(open_engine, EngineChoice()),
     )  # fmt: skip
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["chosen"] == chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 from rl.types import Completion
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from rl.repetition import RepetitionRule
 
 
@@ -132,6 +135,10 @@ class OneByOne:
         for index, shard in enumerate(shards):
             yield index, self.sampler.sample(shard, settings, lambda done, before=before: report(before + done))
             before += len(shard)
+
+
+# (model folder or hub id, its tokenizer) -> a sampler, freed at the end of the block
+OpenSampler = Callable[[str, "PreTrainedTokenizerBase"], AbstractContextManager[Sampler]]
 
 
 def gather(
