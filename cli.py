@@ -536,14 +536,21 @@ def validate(
 
 
 @app.command()
-def doctor(runs: RunsOption = RUNS, as_json: JsonOption = False) -> None:
-    """What works on this machine: versions, devices, folders. Exit code 3 if something is broken."""
+def doctor(
+    runs: RunsOption = RUNS,
+    speed: Annotated[
+        str | None, typer.Option("--speed", metavar="ENGINE", help="Also measure an engine: transformers or vllm.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What works on this machine: versions, devices, folders, speed. Exit code 3 if something is broken."""
     from dataclasses import asdict
 
     from recipes.console import columns, show
     from recipes.doctor import examine
+    from recipes.engines import choose
 
-    checks = examine(runs)
+    checks = examine(runs, None if speed is None else choose(speed, 256, 1, ()))
     defects = sum(check.status == "defect" for check in checks)
     table = columns(["check", "", "found"], [[check.name, check.status, check.detail] for check in checks])
     verdict = f"{defects} defects" if defects else "no defect"

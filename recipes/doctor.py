@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from recipes.engines import EngineChoice
+
 # Package -> (from, below): the windows that the tests ran in; pyproject.toml states the same.
 SUPPORTED: dict[str, tuple[str, str]] = {
     "torch": ("2.11", "2.15"),
@@ -53,8 +55,8 @@ class Check:
     detail: str
 
 
-def examine(runs: Path) -> list[Check]:
-    """Every check, in the order in which they are shown."""
+def examine(runs: Path, engine: EngineChoice | None = None) -> list[Check]:
+    """Every check, in the order in which they are shown; with `engine` also how fast it draws."""
     return [
         _python(),
         *(_package(name, *window) for name, window in SUPPORTED.items()),
@@ -62,6 +64,7 @@ def examine(runs: Path) -> list[Check]:
         _cpu(),
         _memory(),
         _cuda(),
+        *(() if engine is None else _speed(engine)),
         *_sandbox(),
         _chromium(),
         _writable(runs),
@@ -136,6 +139,30 @@ def _cuda() -> Check:
         return Check("cuda", "note", "no CUDA device; runs use the CPU")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Check("cuda", "ok", ", ".join(names))
+
+
+def _speed(choice: EngineChoice) -> Iterator[Check]:
+    """Tokens a second of an engine on a model made for it, beside the most that the memory allows."""
+    import torch
+
+    from recipes.engines import open_engine
+    from rl.policy import load_tokenizer
+    from rl.throughput import make_probe_model, measure, memory_bandwidth, saturating_batch
+
+    bandwidth = memory_bandwidth(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    with tempfile.TemporaryDirectory(prefix="reason-") as folder:
+        size = make_probe_model(Path(folder))
+        with open_engine(choice, folder, load_tokenizer(folder)) as sampler:
+            speeds = list(measure(sampler, (1, 4, 16, 64, 256), size, bandwidth))
+    yield Check("memory bandwidth", "ok", f"{bandwidth / 1e9:.1f} GB/s read")
+    for speed in speeds:
+        yield Check(
+            f"{choice.name} x {speed.batch}",
+            "ok",
+            f"{speed.tokens_per_second:,.0f} tokens/s, {speed.share:.0%} of what the memory allows "
+            f"({size.weights / 1e6:.0f} MB of weights)",
+        )
+    yield Check(f"{choice.name}, saturated", "ok", f"at {saturating_batch(speeds)} sequences at once")
 
 
 def _sandbox() -> Iterator[Check]:
