@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from recipes.budget_commands import budget_command
 from recipes.pool_commands import pool_app
 
 if TYPE_CHECKING:
@@ -265,6 +266,10 @@ def sample(
     engine: EngineOption = "transformers",
     replicas: ReplicasOption = 1,
     vllm: VllmOption = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", metavar="I/N", help="Only this part, for `pool join`; auto: the launcher's."),
+    ] = None,
     prompt_suffix: SuffixOption = "",
     seed: RootSeedOption = 0,
     as_json: JsonOption = False,
@@ -273,11 +278,13 @@ def sample(
     from recipes.console import show
     from recipes.direct import Draw, check_model, problem_set
     from recipes.engines import choose
+    from rl.pool_parts import parse_part
 
+    own = None if part is None else parse_part(part, os.environ)
     drawer = choose(engine, batch_size, replicas, vllm or ())
     draw = Draw(samples, temperature, top_p, max_tokens, drawer, seed, prompt_suffix)
     name, chosen = check_model(model), problem_set(problems, split, count, task)
-    groups = _fill(name, chosen, out, draw)
+    groups = _fill(name, chosen, out, draw, own)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     value = {
         "pool": str(out),
@@ -287,8 +294,8 @@ def sample(
         "tokens": sum(rollout.num_tokens for rollout in rollouts),
     }
     text = (
-        f"{len(groups)} problems x {samples} samples in {out}: {value['right'] / len(rollouts):.1%} right, "
-        f"{value['tokens'] / len(rollouts):.1f} tokens on average"
+        f"{len(groups)} problems x {samples} samples in {out}: {value['right'] / max(len(rollouts), 1):.1%} right, "
+        f"{value['tokens'] / max(len(rollouts), 1):.1f} tokens on average"
     )
     show(value, text, as_json)
 
@@ -334,14 +341,15 @@ def evaluate(
     show(value | {"difference": difference}, summary_text(summary, difference), as_json)
 
 
-def _fill(model: str, chosen: ProblemSet, out: Path, draw: Draw) -> Any:
+def _fill(model: str, chosen: ProblemSet, out: Path, draw: Draw, part: tuple[int, int] | None = None) -> Any:
     from recipes.console import open_report
     from recipes.direct import sample as fill
 
     with open_report() as report:
         return fill(
-            model, chosen, out, draw, lambda done, total: report.stage_progress("sampling", done, total, "completions")
-        )
+            model, chosen, out, draw,
+            lambda done, total: report.stage_progress("sampling", done, total, "completions"), part,
+        )  # fmt: skip
 
 
 @app.command()
@@ -474,6 +482,9 @@ def curate(
     lines = [f"{len(found.kept)} of {value['read']} problems kept in {out / 'problems.jsonl'}"]
     lines += [f"  {reason}: {number}" for reason, number in found.reasons.items()]
     show(value, "\n".join([*lines, f"examples and evidence: {out / 'report.md'}"]), as_json)
+
+
+app.command("budget")(budget_command)
 
 
 # --- recipes and the machine -----------------------------------------------------------------------------------------

@@ -90,17 +90,30 @@ def pool_folder(path: str | Path) -> Path:
 
 
 def sample(
-    model: str, chosen: ProblemSet, out: Path, draw: Draw, progress: Callable[[int, int], None]
+    model: str,
+    chosen: ProblemSet,
+    out: Path,
+    draw: Draw,
+    progress: Callable[[int, int], None],
+    part: tuple[int, int] | None = None,
 ) -> tuple[RolloutGroup, ...]:
-    """Fill the pool in `out` up to `draw.samples` of each problem; what is there is not drawn again."""
+    """Fill the pool in `out` up to `draw.samples` of each problem; what is there is not drawn again.
+
+    `part`: (index, number) of one of several processes that divide the problems; its pool lies below `out`.
+    """
     from recipes.stages import model_fingerprint
     from rl.policy import load_tokenizer
     from rl.pool import Pool, fill_pool, pool_address
+    from rl.pool_parts import part_folder, part_of
     from rl.samplers.base import SamplingSettings
 
     settings = SamplingSettings(draw.temperature, draw.top_p, draw.max_tokens)
     tokenizer = load_tokenizer(model)
-    address = pool_address(model_fingerprint(model), chosen.problems, tokenizer, settings, draw.seed, draw.suffix)
+    address = pool_address(
+        model_fingerprint(model), chosen.problems, tokenizer, settings, draw.seed, draw.suffix,
+        native=draw.engine.request,
+    )  # fmt: skip
+    out = out if part is None else part_folder(out, part)
     out.mkdir(parents=True, exist_ok=True)
     pool = Pool.open(out, address)
     with open_engine(draw.engine, model, tokenizer) as sampler:
@@ -115,8 +128,9 @@ def sample(
             draw.seed,
             suffix=draw.suffix,
             progress=progress,
+            part=part,
         )
-    return tuple(pool.groups(chosen.problems, chosen.task.verifier_version, draw.samples))
+    return tuple(pool.groups(part_of(chosen.problems, part), chosen.task.verifier_version, draw.samples))
 
 
 def read_pool(folder: Path, chosen: ProblemSet) -> tuple[RolloutGroup, ...]:

@@ -256,9 +256,12 @@ def _fill(context: StageContext, stage: Sample | Evaluate, problems: list[Proble
 
     name, suffix, settings = context.model(stage.model), context.recipe.problems.prompt_suffix, settings_of(stage)
     tokenizer, task = load_tokenizer(name), task_of(context.recipe)
-    address = pool_address(model_fingerprint(name), problems, tokenizer, settings, context.seed, suffix)
+    engine = context.recipe.sampling.choice
+    address = pool_address(
+        model_fingerprint(name), problems, tokenizer, settings, context.seed, suffix, native=engine.request
+    )
     pool = Pool.open(context.folder / "pool", address)
-    with open_engine(context.recipe.sampling.choice, name, tokenizer) as sampler:
+    with open_engine(engine, name, tokenizer) as sampler:
         fill_pool(
             pool, sampler, tokenizer, problems, task, stage.samples, settings, context.seed, suffix,
             progress=lambda done, total: context.progress(done, total, "completions"),

