@@ -121,6 +121,26 @@ class Shortest(StageKeys):
     """Shorter completions are not chosen."""
 
 
+class Race(SamplingKeys):
+    """Shortest rejection sampling by racing: `sample` and `shortest` in one, samples that cannot win are stopped."""
+
+    REFERENCES: ClassVar[dict[str, str]] = {"model": "model"}
+    MAKES: ClassVar[str | None] = "traces"
+
+    method: Literal["race"]
+    model: Ref
+    """Model to sample from: a stage, a folder (./ ../ /) or a hub id (org/name)."""
+    count: Count | None = None
+    """At most this many train problems; null takes all."""
+    samples: Annotated[int, Field(ge=2, le=4096)] = 8
+    """Completions per problem that race against each other."""
+    min_tokens: NonNegative = 0
+    """Shorter completions do not win."""
+
+    def splits(self) -> tuple[Split, ...]:
+        return ("train",)
+
+
 class Sft(StageKeys):
     """Supervised fine-tuning on traces."""
 
@@ -365,8 +385,8 @@ class MakeTests(SamplingKeys):
 
 
 AnyStage = (
-    Pretrain | Grpo | LengthRl | Sample | Traces | Shortest | Sft | Pairs | Dpo | Merge | Select | Evaluate | Frontier
-    | ImportGguf | WordProblems | WorkedSolutions | MakeTests
+    Pretrain | Grpo | LengthRl | Sample | Traces | Shortest | Race | Sft | Pairs | Dpo | Merge | Select | Evaluate
+    | Frontier | ImportGguf | WordProblems | WorkedSolutions | MakeTests
 )  # fmt: skip
 METHOD_KEYS: dict[str, type[StageKeys]] = {
     "pretrain": Pretrain,
@@ -375,6 +395,7 @@ METHOD_KEYS: dict[str, type[StageKeys]] = {
     "sample": Sample,
     "traces": Traces,
     "shortest": Shortest,
+    "race": Race,
     "sft": Sft,
     "pairs": Pairs,
     "dpo": Dpo,

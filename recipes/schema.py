@@ -138,15 +138,15 @@ class Recipe:
     def part(self, word: Literal["rl", "distill", "long2short"]) -> list[str]:
         """The names of the stages that a command names, without what they need; RecipeError if there is none.
 
-        rl: grpo. distill: traces, worked_solutions and the sft on them. long2short: merge, shortest and the sft on it,
-        pairs, dpo, length_rl, select, frontier.
+        rl: grpo. distill: traces, worked_solutions and the sft on them. long2short: merge, shortest, race and the
+        sft on them, pairs, dpo, length_rl, select, frontier.
         """
         methods = {
             "rl": {"grpo"},
             "distill": {"traces", "worked_solutions"},
-            "long2short": {"merge", "shortest", "pairs", "dpo", "length_rl", "select", "frontier"},
+            "long2short": {"merge", "shortest", "race", "pairs", "dpo", "length_rl", "select", "frontier"},
         }
-        reads = {"rl": (), "distill": ("traces", "worked_solutions"), "long2short": ("shortest",)}[word]
+        reads = {"rl": (), "distill": ("traces", "worked_solutions"), "long2short": ("shortest", "race")}[word]
         names = []
         for stage in self.stages.values():
             of_sft = isinstance(stage.config, Sft) and self.stages[stage.config.traces].method in reads

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from recipes.engines import open_engine
 from recipes.keys import SamplingKeys, Split
@@ -24,6 +25,7 @@ from recipes.methods import (
     Merge,
     Pairs,
     Pretrain,
+    Race,
     Sample,
     Select,
     Sft,
@@ -44,7 +46,7 @@ from rl.types import Problem, RolloutGroup
 
 if TYPE_CHECKING:
     from long2short.report import StageTime, TrainingCurve
-    from rl.samplers.base import SamplingSettings
+    from rl.samplers.base import SamplingSettings, StreamingSampler
     from rl.tasks.code_generation import UntestedProblem
 
 
@@ -328,6 +330,32 @@ def shortest(context: StageContext) -> None:
     write_json(context.folder / "summary.json", selection.summary(), "traces.summary")
 
 
+def race(context: StageContext) -> None:
+    from distill.traces import write_traces
+    from long2short.race_pool import race_into_pool
+    from rl.policy import load_tokenizer
+    from rl.pool import Pool, pool_address
+    from rl.prompts import prefills_think
+
+    stage: Race = context.stage
+    name, suffix, settings = context.model(stage.model), context.recipe.problems.prompt_suffix, settings_of(stage)
+    engine = replace(context.recipe.sampling.choice, replicas=1)  # samples of one problem race on one engine
+    tokenizer, problems = load_tokenizer(name), problems_of(context, "train", stage.count)
+    address = pool_address(
+        model_fingerprint(name), problems, tokenizer, settings, context.seed, suffix, racing=True, native=engine.request
+    )
+    with open_engine(engine, name, tokenizer) as sampler:
+        selection = race_into_pool(
+            Pool.open(context.folder / "pool", address), cast("StreamingSampler", sampler), tokenizer, problems,
+            task_of(context.recipe), stage.samples, settings, context.seed, suffix,
+            teacher=stage.model, min_tokens=stage.min_tokens,
+            prefilled=prefills_think(tokenizer), forbidden=frozenset(tokenizer.all_special_tokens),
+            progress=lambda done, total: context.progress(done, total, "completions"),
+        )  # fmt: skip
+    write_traces(context.folder / "traces.jsonl", selection.traces)
+    write_json(context.folder / "summary.json", selection.summary(), "traces.summary")
+
+
 def pairs(context: StageContext) -> None:
     from long2short.preference import select_pairs, write_pairs
 
@@ -475,6 +503,7 @@ METHODS: dict[str, StageFunction] = {
     "sample": sample,
     "traces": traces,
     "shortest": shortest,
+    "race": race,
     "sft": sft,
     "pairs": pairs,
     "dpo": dpo,

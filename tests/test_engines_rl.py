@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.console import PlainReport
 from recipes.runner import run_recipe
 from recipes.schema import load_recipe
 from recipes.stages import METHODS
@@ -36,8 +37,8 @@ def trained(folder, engine):
     folder.mkdir()
     path = folder / "engines.yaml"
     path.write_text(RECIPE.format(engine=engine, model=MODEL, steps=STEPS))
-    results = run_recipe(load_recipe(str(path)), root=folder / "runs", methods=METHODS)
-    lines = (results["teacher"].folder / "metrics.jsonl").read_text().splitlines()
+    (result,) = run_recipe(load_recipe(str(path)), root=folder / "runs", methods=METHODS, report=PlainReport())
+    lines = (result.folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
