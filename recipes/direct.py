@@ -127,6 +127,7 @@ def sample(
             settings,
             draw.seed,
             suffix=draw.suffix,
+            shard_size=draw.engine.shard_size(draw.samples * len(chosen.problems)),
             progress=progress,
             part=part,
         )

@@ -35,6 +35,13 @@ class EngineChoice:
             return {"batch_size": self.batch_size}  # batch composition changes the bits of logits
         return {"engine": self.name, "vllm": {"engine": dict(self.engine), "request": dict(self.request)}}
 
+    def shard_size(self, total: int) -> int:
+        """How many of `total` samples one shard of a pool holds: 512, fewer where replicas would have nothing to do.
+
+        Example: 10,000 samples on 8 replicas: 312, four shards for each of them; at least 32, at most 512.
+        """
+        return 512 if self.replicas == 1 else max(32, min(512, total // (4 * self.replicas)))
+
     def arguments(self) -> tuple[str, dict[str, Any]]:
         """The factory of `rl.samplers.engines` and its arguments beside the model."""
         if self.name == "transformers":

@@ -266,6 +266,7 @@ def _fill(context: StageContext, stage: Sample | Evaluate, problems: list[Proble
     with open_engine(engine, name, tokenizer) as sampler:
         fill_pool(
             pool, sampler, tokenizer, problems, task, stage.samples, settings, context.seed, suffix,
+            shard_size=engine.shard_size(stage.samples * len(problems)),
             progress=lambda done, total: context.progress(done, total, "completions"),
         )  # fmt: skip
     return pool.groups(problems, task.verifier_version, stage.samples)
