@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,7 +79,8 @@ def open_engine(choice: EngineChoice, model: str, tokenizer: PreTrainedTokenizer
         from rl.samplers.replicas import EngineSpec, Replicas
 
         factory, arguments = choice.arguments()
-        with Replicas(EngineSpec(factory, {"model": model, **arguments}), choice.replicas) as replicas:
+        spec = EngineSpec(factory, {"model": model, **arguments})
+        with Replicas(spec, choice.replicas, devices=_devices(choice)) as replicas:
             yield replicas
     elif choice.name == "vllm":
         from rl.samplers.vllm import VllmSampler
@@ -93,3 +95,25 @@ def open_engine(choice: EngineChoice, model: str, tokenizer: PreTrainedTokenizer
         from rl.samplers.transformers import TransformersSampler
 
         yield TransformersSampler(load_model(model), tokenizer, choice.batch_size)
+
+
+def _devices(choice: EngineChoice) -> list[str] | None:
+    """The GPUs of each replica as CUDA_VISIBLE_DEVICES has them; None where there is no GPU."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(index) for index in range(count)]
+    return divide_devices(names, choice.replicas, int(choice.engine.get("tensor_parallel_size", 1)))
+
+
+def divide_devices(names: Sequence[str], replicas: int, per_replica: int) -> list[str]:
+    """`divide_devices(["0", "1", "2", "3"], 2, 2) == ["0,1", "2,3"]`; ValueError if there are too few."""
+    if len(names) < replicas * per_replica:
+        raise ValueError(
+            f"replicas: {replicas} engines of {per_replica} GPU{'s' if per_replica > 1 else ''} each need "
+            f"{replicas * per_replica}, {len(names)} are visible: ask for {len(names) // per_replica}"
+        )
+    return [",".join(names[i * per_replica : (i + 1) * per_replica]) for i in range(replicas)]

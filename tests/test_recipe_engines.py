@@ -5,7 +5,7 @@ import json
 import pytest
 
 from recipes.console import PlainReport
-from recipes.engines import EngineChoice, choose
+from recipes.engines import EngineChoice, choose, divide_devices
 from recipes.runner import run_recipe
 from recipes.schema import RecipeError, load_recipe
 from recipes.stages import METHODS
@@ -47,6 +47,13 @@ def test_shards_leave_no_replica_idle():
     assert EngineChoice().shard_size(10) == 512
     assert EngineChoice(replicas=8).shard_size(10_000) == 312
     assert EngineChoice(replicas=8).shard_size(100) == 32 and EngineChoice(replicas=2).shard_size(10**6) == 512
+
+
+def test_each_replica_has_gpus_of_its_own():
+    assert divide_devices(["0", "1", "2", "3"], 2, 2) == ["0,1", "2,3"]
+    assert divide_devices(["4", "5"], 2, 1) == ["4", "5"]
+    with pytest.raises(ValueError, match="2 engines of 2 GPUs each need 4, 3 are visible: ask for 1"):
+        divide_devices(["0", "1", "2"], 2, 2)
 
 
 def test_what_a_recipe_may_say(tmp_path, tiny_model_folder):

@@ -18,9 +18,8 @@ from rl.samplers.base import SampleRequest, SamplingSettings
 from rl.types import Completion
 
 MAX_LOSSES = 3  # replicas that one shard may cost before it is taken for the cause
-READ_AHEAD = (
-    2  # finished shards a replica that may wait for the caller: memory is bounded, and nobody waits for a write
-)
+# Finished shards a replica that may wait for the caller: memory is bounded, and nobody waits for a write.
+READ_AHEAD = 2
 
 
 class ReplicaLost(Exception):
