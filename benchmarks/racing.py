@@ -13,7 +13,7 @@ part from its twin at a token whose probability borders on its random number. Wh
 of the tokens before: if they agree to rounding, it is that.
 
 `floor`: no exact method can draw less, whatever the engine: each sample up to the length at which it has lost.
-The transformers sampler does not fill a place that has become free from the next batch, so racing saves tokens there
+`--engine vllm` fills free places; the transformers sampler does not fill a place that has become free from the next batch, so racing saves tokens there
 and makes batches emptier; the replays say what an engine that fills them at once would do, one token a slot and step.
 """
 
@@ -90,13 +90,20 @@ def transformers_engine(model: str, tokenizer: PreTrainedTokenizerBase, batch_si
     return TransformersSampler(load_model(model), tokenizer, batch_size)
 
 
+def vllm_engine(model: str, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> StreamingSampler:
+    from rl.samplers.vllm import VllmSampler
+
+    return VllmSampler(model, tokenizer, {"max_num_seqs": batch_size, "max_model_len": 512})
+
+
 def one_of_each_first(expected: Sequence[float], samples: int) -> list[Place]:
     """Sample 0 of every problem, then sample 1 of every problem, ..."""
     return [(position, sample) for sample in range(samples) for position in range(len(expected))]
 
 
 WORLDS = {"tiny": tiny_world, "words": words_world}
-ENGINES = {"transformers": transformers_engine}  # an engine: (model folder, tokenizer, most sequences at once)
+# An engine: (model folder, tokenizer, most sequences at once).
+ENGINES = {"transformers": transformers_engine, "vllm": vllm_engine}
 ORDERS: dict[str, Order] = {"together": together, "one of each first": one_of_each_first}
 
 
