@@ -13,8 +13,8 @@ part from its twin at a token whose probability borders on its random number. Wh
 of the tokens before: if they agree to rounding, it is that.
 
 `floor`: no exact method can draw less, whatever the engine: each sample up to the length at which it has lost.
-`--engine vllm` fills free places; the transformers sampler does not fill a place that has become free from the next batch, so racing saves tokens there
-and makes batches emptier; the replays say what an engine that fills them at once would do, one token a slot and step.
+The transformers sampler does not fill a place that has become free from the next batch, so racing saves tokens there
+and makes batches emptier; `--engine vllm` does, and the replays say what such an engine draws, a token a slot and step.
 """
 
 from __future__ import annotations

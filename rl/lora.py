@@ -81,6 +81,7 @@ def merged_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     weights = {
         name.replace(".base_layer.", "."): value.detach()
         for name, value in base.named_parameters(remove_duplicate=False)
+        if ".lora_" not in name
     }
     with torch.no_grad():
         for name, module in base.named_modules():

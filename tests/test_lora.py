@@ -136,7 +136,8 @@ def test_a_merged_weight():
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.tensor(next(value for key, value in values.items() if key in name)))
-    assert merged_weights(model)["w.weight"].tolist() == [[0, 0], [6, 0]]
+    merged = merged_weights(model)
+    assert list(merged) == ["w.weight"] and merged["w.weight"].tolist() == [[0, 0], [6, 0]]
 
 
 def test_the_model_under_the_adapters_is_the_reference(model, tiny_model_folder: Path):
