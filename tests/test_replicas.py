@@ -407,8 +407,9 @@ def test_the_engines_own_processes_end_with_it(tmp_path, engines):
 
 
 PARENT = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts jobs in the background has it ignored
 sys.path.insert(0, sys.argv[1])
 from rl.samplers.base import SampleRequest, SamplingSettings
 from rl.samplers.replicas import EngineSpec, Replicas

