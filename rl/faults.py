@@ -53,6 +53,8 @@ FAULT_POINTS: tuple[str, ...] = (
     "problems.write",
     # rl/policy.py: a model folder
     "model.tokenizer",
+    # rl/samplers/vllm_server.py
+    "handover.weights",  # a file of new weights is about to get its name; no server knows of it yet
     # rl/grpo.py
     "grpo.step",  # before the rollouts of a step
     "grpo.update",  # gradients are there, the optimizer has not stepped
