@@ -230,7 +230,7 @@ class Recorder:
 
 
 def test_what_vllms_trainer_side_is_given(url, monkeypatch):
-    from vllm.distributed.weight_transfer import nccl_engine
+    from vllm.distributed.weight_transfer import nccl_engine  # pyright: ignore[reportMissingImports]
 
     made = []
 
