@@ -1,7 +1,7 @@
 """Tokens a second of our vLLM sampler and of raw `LLM.generate`, alternating on one engine.
 
     OMP_NUM_THREADS=2 PYTHONPATH=. python benchmarks/sampler_vs_vllm.py
-    ... --model recipes/models/tiny-base --problems 32 --samples 8 --max-tokens 160 --rounds 7 --max-num-seqs 256
+    ... --model recipes/models/tiny-base --problems 32 --samples 8 --max-tokens 160 --rounds 12 --max-num-seqs 256
     ... --model runs/smollm2-135m/start-…/model --problems 4 --samples 8 --max-tokens 64 --rounds 3
 
 Both draw the same prompts with the same seeds and the same `SamplingParams`, so both draw the same tokens. Raw vLLM
@@ -76,7 +76,7 @@ def timed(draw: Callable[[], int]) -> tuple[int, float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="recipes/models/tiny-base")
-    for name, default in (("rounds", 7), ("problems", 32), ("samples", 8), ("max-tokens", 160), ("max-num-seqs", 256)):
+    for name, default in (("rounds", 12), ("problems", 32), ("samples", 8), ("max-tokens", 160), ("max-num-seqs", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()
     tokenizer = load_tokenizer(asked.model)
