@@ -196,6 +196,22 @@ def test_native_settings_reach_the_request(fresh, tokenizer):
     assert {token for c in drawn for token in c.token_ids} <= {7, tokenizer.eos_token_id}
 
 
+def test_a_thinking_budget_of_the_engine(tokenizer):
+    """vLLM's own: after 8 tokens of thought the closing is forced, with log-prob 0 under the processed distribution."""
+    reasoning = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
+    sampler = VllmSampler(
+        MODEL, tokenizer, {"max_model_len": 512, "reasoning_config": reasoning}, {"thinking_token_budget": 8}
+    )
+    try:
+        drawn = sampler.sample(requests_for(tokenizer, 8), SamplingSettings(max_tokens=60))
+    finally:
+        sampler.close()
+    closing = tokenizer.convert_tokens_to_ids("</think>")
+    at = [c.token_ids.index(closing) for c in drawn]
+    assert max(at) == 8
+    assert all(c.sampler_logprobs[8] == 0 for c, place in zip(drawn, at, strict=True) if place == 8)
+
+
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
