@@ -79,6 +79,11 @@ def eos_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every id that ends a sampled completion: the generation config's (it may list several) and the tokenizer's."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return all_stop_ids(configured, tokenizer)
+
+
+def all_stop_ids(configured: list[int] | int | None, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids of a generation config's `eos_token_id` and the tokenizer's, each once."""
     ids = configured if isinstance(configured, list) else [] if configured is None else [configured]
     return tuple(dict.fromkeys([*ids, eos_token_id(tokenizer)]))
 

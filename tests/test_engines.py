@@ -2,23 +2,19 @@
 
 import math
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
 from rl.policy import PolicyModel, load_model, load_tokenizer
-from rl.prompts import render_prompt
 from rl.repetition import RepetitionRule
 from rl.samplers.base import SampleRequest, SamplingSettings, sample_seed
 from rl.samplers.synced import StaleEngine, SyncedSampler, agreement, policy_scores, policy_weights
 from rl.samplers.vllm import VllmSampler, engine_seed
-from rl.tasks import tiny
 from rl.types import FinishReason
+from tests.engine_world import MODEL, requests_for, trainer_logprobs
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
-
-MODEL = str(Path(__file__).resolve().parents[1] / "recipes" / "models" / "tiny-base")
 
 
 @pytest.fixture(scope="module")
@@ -43,28 +39,6 @@ def fresh(engine, model):
     """The engine with the weights of the model's folder, however the test before left it."""
     engine.load_weights(model.state_dict().items(), 0)
     return engine
-
-
-def requests_for(tokenizer, problems, samples=1, seed=0):
-    return [
-        SampleRequest(render_prompt(tokenizer, p), sample_seed(seed, p.id, i))
-        for p in tiny.problems("train", problems)
-        for i in range(samples)
-    ]
-
-
-def trainer_logprobs(model, request, completion, temperature=1.0, top_p=1.0):
-    """Log-probs of the drawn tokens under the processed distribution, from the model's own logits."""
-    ids = torch.tensor([[*request.context, *completion.token_ids]])
-    with torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(request.context) - 1 : -1]
-    plain = torch.log_softmax(logits.double() / temperature, dim=-1)
-    if top_p < 1:
-        ordered, order = plain.sort(descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()
-        cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
-        plain = torch.log_softmax(plain.masked_fill(cut, -math.inf), dim=-1)
-    return plain.gather(-1, torch.tensor(completion.token_ids).unsqueeze(-1)).squeeze(-1).tolist()
 
 
 @pytest.mark.engine_start

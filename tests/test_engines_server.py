@@ -1,32 +1,28 @@
 """`vllm serve`, really started on a CPU: what it draws, streams that are cut, weights handed over by files."""
 
 import contextlib
-import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from rl.policy import PolicyModel, load_model, load_tokenizer
-from rl.prompts import render_prompt
 from rl.repetition import RepetitionRule
-from rl.samplers.base import SampleRequest, SamplingSettings, sample_seed
+from rl.samplers.base import SamplingSettings
 from rl.samplers.openai import Patience
 from rl.samplers.synced import StaleEngine, SyncedSampler, agreement, policy_scores, policy_weights
 from rl.samplers.vllm_http import Line, ServerError, open_servers
 from rl.samplers.vllm_server import ServerEngine, file_hand_over, nccl_hand_over
-from rl.tasks import tiny
 from rl.types import FinishReason
+from tests.engine_world import MODEL, requests_for, trainer_distribution
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
-MODEL = str(Path(__file__).resolve().parents[1] / "recipes" / "models" / "tiny-base")
 START_SECONDS = 240
 PATIENCE = Patience(timeout=120)
 
@@ -80,35 +76,13 @@ def engine(url, tokenizer, tmp_path):
     return engine
 
 
-def requests_for(tokenizer, problems, samples=1, seed=0):
-    return [
-        SampleRequest(render_prompt(tokenizer, p), sample_seed(seed, p.id, i))
-        for p in tiny.problems("train", problems)
-        for i in range(samples)
-    ]
-
-
-def trainer_logprobs(model, request, completion, temperature=1.0, top_p=1.0):
-    """(log-probs of the whole processed distribution) after every token of a completion."""
-    ids = torch.tensor([[*request.context, *completion.token_ids]])
-    with torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(request.context) - 1 : -1]
-    plain = torch.log_softmax(logits.double() / temperature, dim=-1)
-    if top_p < 1:
-        ordered, order = plain.sort(descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()
-        cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
-        plain = torch.log_softmax(plain.masked_fill(cut, -math.inf), dim=-1)
-    return plain
-
-
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.9), (0.01, 1.0)])
 def test_tokens_and_log_probs_are_the_trainers(engine, tokenizer, temperature, top_p):
     model = load_model(MODEL)
     requests = requests_for(tokenizer, 8, samples=2)
     drawn = engine.sample(requests, SamplingSettings(temperature, top_p, 60))
     for request, completion in zip(requests, drawn, strict=True):
-        expected = trainer_logprobs(model, request, completion, temperature, top_p)
+        expected = trainer_distribution(model, request, completion, temperature, top_p)
         ids = torch.tensor(completion.token_ids)
         given = expected.gather(-1, ids.unsqueeze(-1)).squeeze(-1).tolist()
         assert completion.sampler_logprobs == pytest.approx(given, abs=1e-4 / min(temperature, 1.0))

@@ -230,7 +230,7 @@ class Scripted:
         self.closed = False
 
     def sample(self, requests, settings, report=lambda finished: None) -> list[Completion]:
-        raise NotImplementedError
+        raise AssertionError("a race streams")
 
     def stream(
         self, requests: Sequence[SampleRequest], settings: SamplingSettings, limits: list[int] | None = None

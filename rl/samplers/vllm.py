@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rl.policy import all_stop_ids
 from rl.repetition import RepetitionRule
 from rl.samplers.base import SampleRequest, SamplingSettings, gather, sample_seed
 from rl.samplers.vllm_settings import refuse_settings
@@ -66,7 +67,7 @@ class VllmSampler:
         self.llm = _start(model, dict(engine or {}))
         self.dtype: torch.dtype = self.llm.model_config.dtype
         self.max_model_len: int = self.llm.model_config.max_model_len
-        self._stop_ids = _stop_ids(self.llm, tokenizer)
+        self._stop_ids = all_stop_ids(self.llm.model_config.try_get_generation_config().get("eos_token_id"), tokenizer)
         self._drawn = 0  # requests so far: their names must be new
         self._busy = False
 
@@ -123,7 +124,10 @@ class VllmSampler:
         Errors: ValueError for a context that leaves no room in the model's length.
         """
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
-        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+        from vllm.sampling_params import (  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+            RepetitionDetectionParams,
+            RequestOutputKind,
+        )
 
         budget = request.budget(settings)
         if len(request.context) + budget > self.max_model_len:
@@ -142,7 +146,7 @@ class VllmSampler:
             detokenize=False,
             stop_token_ids=list(self._stop_ids),
             output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
-            repetition_detection=None if rule is None else _repetition(rule),
+            repetition_detection=None if rule is None else RepetitionDetectionParams(**repetition_sizes(rule)),
             **self.request,
         )
 
@@ -159,7 +163,7 @@ class VllmSampler:
             return self._completion(row.ids, row.logprobs, FinishReason.ABORTED)
         count = len(row.ids)
         if reason == "repetition" and settings.stop_repetition is not None:
-            count = _first_repeat(row.ids, settings.stop_repetition)
+            count = first_repeat(row.ids, settings.stop_repetition)
         return self._completion(row.ids[:count], row.logprobs[:count], ENDS[reason])
 
     def _completion(self, ids: Sequence[int], logprobs: Sequence[float], reason: FinishReason) -> Completion:
@@ -273,35 +277,26 @@ def _start(model: str, engine: dict[str, Any]) -> Any:
         torch.set_num_threads = threads  # on a CPU vLLM makes it do nothing, for the whole process
 
 
-def _stop_ids(llm: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every id that ends a completion: the generation config's and the tokenizer's, as for the transformers sampler."""
-    configured = llm.model_config.try_get_generation_config().get("eos_token_id")
-    ids = configured if isinstance(configured, list) else [] if configured is None else [configured]
-    assert isinstance(tokenizer.eos_token_id, int)
-    return tuple(dict.fromkeys([*ids, tokenizer.eos_token_id]))
-
-
-def _repetition(rule: RepetitionRule) -> Any:
-    """vLLM's form of the rule: m copies of a block of a to b tokens, without a least number of tokens.
+def repetition_sizes(rule: RepetitionRule) -> dict[str, int]:
+    """vLLM's form of the rule (`RepetitionDetectionParams`): m copies of a block of a to b tokens, without a least
+    number of tokens.
 
     A block shorter than min_tokens / min_repeats is left to its multiples: (64, 4, 128) becomes 4 copies of 32 to 64
     tokens, so 128 equal tokens still end a completion. A block whose multiples do not hit the lower end exactly ends it
-    up to min_repeats x (its length - 1) tokens later, which are cut off again.
-    """
-    from vllm.sampling_params import RepetitionDetectionParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+    up to min_repeats x (its length - 1) tokens later; `first_repeat` says what to cut off again.
 
+    Errors: ValueError for a rule whose min_tokens no block within max_period reaches.
+    """
     least = -(-rule.min_tokens // rule.min_repeats)
     if least > rule.max_period:
         raise ValueError(
             f"vLLM cannot stop repetitions by {rule}: min_tokens must be at most max_period x min_repeats "
             f"({rule.max_period * rule.min_repeats})"
         )
-    return RepetitionDetectionParams(
-        max_pattern_size=rule.max_period, min_pattern_size=least, min_count=rule.min_repeats
-    )
+    return {"max_pattern_size": rule.max_period, "min_pattern_size": least, "min_count": rule.min_repeats}
 
 
-def _first_repeat(ids: Sequence[int], rule: RepetitionRule) -> int:
+def first_repeat(ids: Sequence[int], rule: RepetitionRule) -> int:
     """After how many tokens the rule first ends a completion, of which vLLM says that it repeats."""
     count = len(ids)
     while count > 1 and rule.repeats(ids[: count - 1]):

@@ -46,12 +46,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl.repetition import RepetitionRule
 from rl.runs import write_file
 from rl.samplers.base import SampleRequest, SamplingSettings, gather
 from rl.samplers.openai import Patience
 from rl.samplers.synced import Row, Scores, StaleEngine, Weights, agreement
-from rl.samplers.vllm import ENDS, engine_seed
+from rl.samplers.vllm import ENDS, engine_seed, first_repeat, repetition_sizes
 from rl.samplers.vllm_http import (
     NEUTRAL,
     PATIENCE,
@@ -199,7 +198,7 @@ class ServerEngine:
             "stream": streamed,
         }
         if settings.stop_repetition is not None:
-            ours["repetition_detection"] = _repetition(settings.stop_repetition)
+            ours["repetition_detection"] = repetition_sizes(settings.stop_repetition)
         if taken := sorted(ours.keys() & self.request.keys()):
             raise ValueError(f"request.{taken[0]} is set by the sampler itself; remove it")
         return NEUTRAL | self.request | ours
@@ -214,8 +213,7 @@ class ServerEngine:
                 "'{\"max_new_tokens\": null}', or lower max_tokens"
             )
         if reason is FinishReason.REPETITION and settings.stop_repetition is not None:
-            while count > 1 and settings.stop_repetition.repeats(drawn.ids[: count - 1]):
-                count -= 1
+            count = first_repeat(drawn.ids, settings.stop_repetition)
         ids, logprobs = drawn.ids[:count], drawn.logprobs[:count]
         text = self.tokenizer.decode(ids[:-1] if reason is FinishReason.STOP else ids, skip_special_tokens=False)
         assert isinstance(text, str)
@@ -425,17 +423,6 @@ class _TransferClient:
         self.server.order(
             "/finish_weight_update", None if weight_version is None else {"weight_version": weight_version}
         )
-
-
-def _repetition(rule: RepetitionRule) -> dict[str, int]:
-    """vLLM's form of the rule, as in `rl.samplers.vllm`, which is where its errors are explained."""
-    least = -(-rule.min_tokens // rule.min_repeats)
-    if least > rule.max_period:
-        raise ValueError(
-            f"vLLM cannot stop repetitions by {rule}: min_tokens must be at most max_period x min_repeats "
-            f"({rule.max_period * rule.min_repeats})"
-        )
-    return {"max_pattern_size": rule.max_period, "min_pattern_size": least, "min_count": rule.min_repeats}
 
 
 def _introduce(server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
