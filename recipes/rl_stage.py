@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -185,9 +186,10 @@ def run_rl(
     rewards = rewards_of(stage, tokenizer)
     suffix = context.recipe.problems.prompt_suffix
     limits = constant(sampling.max_tokens) if stage.max_tokens_steps is None else StepSchedule(stage.max_tokens_steps)
+    held = ExitStack()
     collector = Collector(
         SharedSampler(
-            _sampler(context.recipe.sampling.choice, name, tokenizer, learner.policy, ranks),
+            _sampler(context.recipe.sampling.choice, name, tokenizer, learner.policy, ranks, held),
             ranks, learner.policy, learner.precision,
         ),
         tokenizer,
@@ -211,28 +213,34 @@ def run_rl(
             note = f"accuracy {metrics['accuracy']:.2f}, {metrics['tokens_mean']:.0f} tokens"
         context.progress(step, steps, note)
 
-    train(
-        learner,
-        collector,
-        DevSet(dev_problems, task, sampling, suffix),
-        tokenizer,
-        Schedule(stage.steps, stage.eval_every, stage.eval_samples, stage.save_every, stage.stop_at_accuracy),
-        context.folder,
-        seed=context.seed,
-        advantage_rule=advantage_of(stage, rewards),
-        kl_reward=stage.kl.coefficient if stage.kl is not None and stage.kl.estimator == "k1" else 0.0,
-        refresh_every=stage.kl.refresh_every if stage.kl is not None else 0,
-        mask_truncated=stage.mask_truncated,
-        prefer=prefer_of(stage),
-        ranks=ranks,
-        report=report,
-    )
+    with held:
+        train(
+            learner,
+            collector,
+            DevSet(dev_problems, task, sampling, suffix),
+            tokenizer,
+            Schedule(stage.steps, stage.eval_every, stage.eval_samples, stage.save_every, stage.stop_at_accuracy),
+            context.folder,
+            seed=context.seed,
+            advantage_rule=advantage_of(stage, rewards),
+            kl_reward=stage.kl.coefficient if stage.kl is not None and stage.kl.estimator == "k1" else 0.0,
+            refresh_every=stage.kl.refresh_every if stage.kl is not None else 0,
+            mask_truncated=stage.mask_truncated,
+            prefer=prefer_of(stage),
+            ranks=ranks,
+            report=report,
+        )
 
 
 def _sampler(
-    choice: EngineChoice, name: str, tokenizer: PreTrainedTokenizerBase, policy: PolicyModel, ranks: Ranks
+    choice: EngineChoice,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    policy: PolicyModel,
+    ranks: Ranks,
+    held: ExitStack,
 ) -> Sampler:
-    """What draws the rollouts: the policy itself, or an engine beside it that is handed its weights."""
+    """What draws the rollouts: the policy itself, or an engine beside it that is handed its weights; `held` ends it."""
     if choice.name == "transformers":
         return TransformersSampler(policy.model, tokenizer, choice.batch_size)
     from rl.samplers.vllm import VllmSampler
@@ -241,6 +249,8 @@ def _sampler(
     if ranks.world > 1:  # the engine of each rank lives in the process group that the launcher has made
         given.setdefault("distributed_executor_backend", "external_launcher")
     engine = VllmSampler(name, tokenizer, given, choice.request)
+    if ranks.world == 1:  # with others, its end would end the launcher's process group, which the ranks still need
+        held.callback(engine.close)
     return SyncedSampler(
         engine,
         partial(policy_weights, policy),
