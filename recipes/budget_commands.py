@@ -195,7 +195,7 @@ def controlled(
 def _open(model: str, chosen: ProblemSet, folder: Path) -> tuple[PoolAddress, tuple[RolloutGroup, ...]]:
     """How a pool was drawn, and its groups; ValueError if another model drew it."""
     from recipes.direct import read_pool
-    from recipes.stages import model_fingerprint
+    from recipes.stage_inputs import model_fingerprint
     from rl.pool import Pool
 
     address, found = Pool.open(folder).address, model_fingerprint(model)

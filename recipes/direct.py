@@ -101,7 +101,7 @@ def sample(
 
     `part`: (index, number) of one of several processes that divide the problems; its pool lies below `out`.
     """
-    from recipes.stages import model_fingerprint
+    from recipes.stage_inputs import model_fingerprint
     from rl.policy import load_tokenizer
     from rl.pool import Pool, fill_pool, pool_address
     from rl.pool_parts import part_folder, part_of

@@ -23,7 +23,8 @@ from pydantic import Field, ValidationError
 from recipes.explain import explain, listed, override, split_key
 from recipes.keys import Keys, SamplingKeys, StageKeys
 from recipes.loader import Document, Fault, RecipeError, describe, likely, read_recipe_file
-from recipes.methods import METHOD_KEYS, AnyStage, Evaluate, Frontier, Pairs, Pretrain, Sample, Sft, Shortest
+from recipes.long2short_keys import Pairs, Shortest
+from recipes.methods import METHOD_KEYS, AnyStage, Evaluate, Frontier, Pretrain, Sample, Sft
 from recipes.presets import fill_in_presets
 from recipes.problem_keys import Problems, is_path, source_kind
 from recipes.rl_keys import Grpo

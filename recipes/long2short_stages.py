@@ -1,0 +1,141 @@
+"""The long2short stages: typed keys become flat arguments of one function each. Nothing is decided here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from recipes.engines import open_engine
+from recipes.long2short_keys import Dpo, Merge, Pairs, Race, Select, Shortest
+from recipes.runner import StageContext
+from recipes.stage_inputs import (
+    loss_report,
+    model_fingerprint,
+    pool_groups,
+    problems_of,
+    settings_of,
+    task_of,
+    thinks_by_template,
+)
+from rl.runs import write_json
+
+if TYPE_CHECKING:
+    from rl.samplers.base import StreamingSampler
+
+
+def shortest(context: StageContext) -> None:
+    from distill.traces import write_traces
+    from long2short.shortest import select_shortest
+
+    stage: Shortest = context.stage
+    prefilled, forbidden = thinks_by_template(context, stage.pool)
+    selection = select_shortest(
+        pool_groups(context, stage.pool, stage.samples),
+        teacher=stage.pool,
+        samples=stage.samples,
+        majority=task_of(context.recipe).answer_of if stage.majority else None,
+        min_tokens=stage.min_tokens,
+        prefilled=prefilled,
+        forbidden=forbidden,
+    )
+    write_traces(context.folder / "traces.jsonl", selection.traces)
+    write_json(context.folder / "summary.json", selection.summary(), "traces.summary")
+
+
+def race(context: StageContext) -> None:
+    from distill.traces import write_traces
+    from long2short.race_pool import race_into_pool
+    from rl.policy import load_tokenizer
+    from rl.pool import Pool, pool_address
+    from rl.prompts import prefills_think
+
+    stage: Race = context.stage
+    name, suffix, settings = context.model(stage.model), context.recipe.problems.prompt_suffix, settings_of(stage)
+    engine = replace(context.recipe.sampling.choice, replicas=1)  # samples of one problem race on one engine
+    tokenizer, problems = load_tokenizer(name), problems_of(context, "train", stage.count)
+    address = pool_address(
+        model_fingerprint(name), problems, tokenizer, settings, context.seed, suffix, racing=True, native=engine.request
+    )
+    with open_engine(engine, name, tokenizer) as sampler:
+        selection = race_into_pool(
+            Pool.open(context.folder / "pool", address), cast("StreamingSampler", sampler), tokenizer, problems,
+            task_of(context.recipe), stage.samples, settings, context.seed, suffix,
+            teacher=stage.model, min_tokens=stage.min_tokens,
+            prefilled=prefills_think(tokenizer), forbidden=frozenset(tokenizer.all_special_tokens),
+            progress=lambda done, total: context.progress(done, total, "completions"),
+        )  # fmt: skip
+    write_traces(context.folder / "traces.jsonl", selection.traces)
+    write_json(context.folder / "summary.json", selection.summary(), "traces.summary")
+
+
+def pairs(context: StageContext) -> None:
+    from long2short.preference import select_pairs, write_pairs
+
+    stage: Pairs = context.stage
+    prefilled, forbidden = thinks_by_template(context, stage.pool)
+    selection = select_pairs(
+        pool_groups(context, stage.pool),
+        min_ratio=stage.min_ratio,
+        per_problem=stage.per_problem,
+        prefilled=prefilled,
+        forbidden=forbidden,
+    )
+    write_pairs(context.folder / "pairs.jsonl", selection.pairs)
+    write_json(context.folder / "summary.json", selection.summary(), "pairs.summary")
+
+
+def dpo(context: StageContext) -> None:
+    from long2short.dpo import train_dpo
+    from long2short.preference import read_pairs
+
+    stage: Dpo = context.stage
+    train_dpo(
+        context.folder,
+        model=context.model(stage.model),
+        pairs=read_pairs(context.inputs[stage.pairs] / "pairs.jsonl"),
+        beta=stage.beta,
+        learning_rate=stage.learning_rate,
+        epochs=stage.epochs,
+        batch_size=stage.batch_size,
+        max_length=stage.max_length,
+        seed=context.seed,
+        suffix=context.recipe.problems.prompt_suffix,
+        overflow=stage.overflow,
+        save_every=stage.save_every,
+        report=loss_report(context),
+    )
+
+
+def merge(context: StageContext) -> None:
+    from long2short.merge import merge as run
+
+    stage: Merge = context.stage
+    summary = run(
+        context.folder / "model",
+        long=context.model(stage.long),
+        short=context.model(stage.short),
+        weight=stage.weight,
+        report=lambda done, total: context.progress(done, total, "tensors"),
+    )
+    write_json(context.folder / "summary.json", summary, "merge.summary")
+
+
+def select(context: StageContext) -> None:
+    from long2short.select import select_model
+
+    stage: Select = context.stage
+    select_model(
+        {ref: context.model(ref) for ref in stage.candidates},
+        context.model(stage.parent),
+        problems_of(context, "dev", stage.count),
+        task_of(context.recipe),
+        context.folder,
+        samples=stage.samples,
+        settings=settings_of(stage),
+        tolerance=stage.tolerance,
+        seed=context.seed,
+        suffix=context.recipe.problems.prompt_suffix,
+        open_sampler=partial(open_engine, context.recipe.sampling.choice),
+        progress=context.progress,
+    )
