@@ -1,4 +1,4 @@
-"""What the long2short stages may be told, each a class as in recipes/methods.py (RL with a length reward: rl_keys.py)."""
+"""What the long2short stages may be told, each a class as in recipes/methods.py (RL: recipes/rl_keys.py)."""
 
 from __future__ import annotations
 
