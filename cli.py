@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from recipes.budget_commands import budget_command
+from recipes.export_commands import export_command
 from recipes.pool_commands import pool_app
 
 if TYPE_CHECKING:
@@ -485,6 +486,7 @@ def curate(
 
 
 app.command("budget")(budget_command)
+app.command("export")(export_command)
 
 
 # --- recipes and the machine -----------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ stage whose method is one of `collective`; that they run together with the first
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from recipes.model_card import model_card
 from recipes.schema import Recipe, Reference, Stage, read_reference
 from rl.faults import fault
 from rl.ranks import ALONE, AnotherRankFailed, Ranks
-from rl.runs import RunLock, StageFolder, file_hash, folder_hash, stage_hash
+from rl.runs import CARD, RunLock, StageFolder, file_hash, model_hash, stage_hash, write_file
 
 # Part of every address. Raise it when a change of code makes finished stages wrong, not when it only makes new ones
 # faster: a teacher may have taken days.
@@ -275,6 +275,8 @@ def _run(
             paths = {name: str(path) for name, path in inputs.items()}
             ranks.from_first({"stage": stage.name, "folder": str(folder), "inputs": paths})
         function(StageContext(stage.name, stage.config, recipe, folder, inputs, report, ranks))
+        if (folder / "model").is_dir():
+            write_file(folder / "model" / CARD, model_card(recipe, stage, planned.inputs), "stage.card")
         fault("stage.end")
         seconds = time.perf_counter() - started
         final = planned.folder.commit(
@@ -291,8 +293,7 @@ def _content_hash(reference: Reference, known: dict[Path, str]) -> str:
         return reference.ref
     if reference.path not in known:
         if reference.path.is_dir():
-            files = folder_hash(reference.path)
-            known[reference.path] = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+            known[reference.path] = model_hash(reference.path)
         else:
             known[reference.path] = file_hash(reference.path)
     return known[reference.path]

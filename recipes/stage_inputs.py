@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +13,7 @@ from recipes.runner import StageContext
 from recipes.schema import Recipe
 from recipes.tasks import load_problems, open_task
 from rl.problems import BadProblems
-from rl.runs import folder_hash
+from rl.runs import model_hash
 from rl.tasks.base import Task
 from rl.types import Problem, RolloutGroup
 
@@ -61,7 +59,7 @@ def model_fingerprint(name: str) -> str:
     folder = Path(name)
     if not folder.is_dir():
         return name
-    return hashlib.sha256(json.dumps(folder_hash(folder), sort_keys=True).encode()).hexdigest()
+    return model_hash(folder)
 
 
 def files_of(context: StageContext, where_from: str = "") -> list[Path]:

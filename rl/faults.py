@@ -39,6 +39,8 @@ FAULT_POINTS: tuple[str, ...] = (
     "rescore.changes",
     "rescore.audit",
     "curate.write",
+    # recipes/runner.py: the card of a model that a stage made
+    "stage.card",
     # recipes/stages.py: summaries of what a stage made
     "evaluate.summary",
     "traces.summary",
@@ -75,6 +77,7 @@ FAULT_POINTS: tuple[str, ...] = (
     "select.summary",
     "frontier.table",
     "frontier.png",
+    "frontier.svg",
     "frontier.page",
 )
 KINDS = ("kill", "raise", "enospc", "eio", "hang")

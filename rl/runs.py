@@ -29,6 +29,7 @@ from typing import Any
 from rl.faults import fault
 
 MANIFEST = "manifest.json"
+CARD = "README.md"  # of a model folder, as the hub reads it
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_HASHES = "checkpoint.json"
 
@@ -189,6 +190,13 @@ def folder_hash(path: Path) -> dict[str, str]:
     Example: a model folder gives `{"config.json": "5d41…", "model.safetensors": "9a0f…"}`.
     """
     return {name: file_hash(path / name) for name in _names(path)}
+
+
+def model_hash(folder: Path) -> str:
+    """One sha256 for a model folder's content, 64 hex digits. Its card counts for nothing: it is about the model."""
+    files = folder_hash(folder)
+    files.pop(CARD, None)
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def stage_hash(method: str, config: Mapping[str, Any], inputs: Mapping[str, str], version: str) -> str:
