@@ -12,7 +12,7 @@ from long2short.frontier import Arm, frontier
 from recipes import export_commands
 from recipes.export_commands import export, push_to_hub
 from recipes.model_card import NOT_MEASURED, model_card
-from recipes.runner import StageContext, plan_stages, run_recipe
+from recipes.runner import StageContext, StageResult, Status, plan_stages, run_recipe
 from recipes.schema import Recipe, load_recipe
 from rl.evaluate import summarize
 from rl.runs import CARD, model_hash, read_json, write_json
@@ -33,9 +33,13 @@ stages:
 
 
 class Quiet:
-    def stage_started(self, *told: object) -> None: ...
-    def stage_progress(self, *told: object) -> None: ...
-    def stage_finished(self, *told: object) -> None: ...
+    """A report that nobody reads."""
+
+    def stage_started(self, name: str, method: str, position: int, total: int, status: Status) -> None: ...
+
+    def stage_progress(self, name: str, done: int, total: int, note: str) -> None: ...
+
+    def stage_finished(self, result: StageResult, position: int, total: int) -> None: ...
 
 
 def make_model(context: StageContext) -> None:
