@@ -17,6 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recipes.options import (
+    BatchOption,
+    CountOption,
+    EngineOption,
+    JsonOption,
+    ServerOption,
+    SplitOption,
+    TaskOption,
+    VllmOption,
+)
+
 if TYPE_CHECKING:
     from recipes.direct import ProblemSet
     from recipes.engines import EngineChoice
@@ -74,18 +85,15 @@ def budget_command(
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Of the answers at the budgets  [the pool's]")
     ] = None,
-    task: Annotated[str | None, typer.Option("--task", help="How answers are judged  [default: exact]")] = None,
-    split: Annotated[str | None, typer.Option("--split", help="train, dev, test or all  [all; test for tiny]")] = None,
-    count: Annotated[int | None, typer.Option("--count", min=1, help="At most this many problems.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Completions generated at once.")] = 256,
-    engine: Annotated[str, typer.Option("--engine", help="What draws: transformers or vllm.")] = "transformers",
-    vllm: Annotated[
-        list[str] | None, typer.Option("--vllm", metavar="KEY=VALUE", help="With vllm: a setting of its own.")
-    ] = None,
+    task: TaskOption = None,
+    split: SplitOption = None,
+    count: CountOption = None,
+    batch_size: BatchOption = 256,
+    engine: EngineOption = "transformers",
+    vllm: VllmOption = None,
+    server: ServerOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed of the answers at the budgets.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Accuracy as a function of the thinking budget, or with thoughts made longer or shorter by force."""
     from recipes import direct
@@ -93,7 +101,7 @@ def budget_command(
     from recipes.engines import choose
     from rl.budget import ThinkingControl
 
-    drawer = choose(engine, batch_size, 1, vllm or ())
+    drawer = choose(engine, batch_size, 1, vllm or (), server)
     held = wait is not None or max_think is not None or min_think is not None
     if held == (budgets is not None):
         raise typer.BadParameter("give either --budgets, or --wait and --max-think")

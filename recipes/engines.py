@@ -1,4 +1,5 @@
-"""The one place where an engine is opened: by its name and settings, in this process or in several of their own."""
+"""The one place where an engine is opened: by its name and settings, in this process, in several of their own, or on a
+server (recipes/servers.py)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from recipes.servers import ServerChoice
+from rl.samplers.vllm_http import server_root
 from rl.samplers.vllm_settings import refuse_settings
 
 if TYPE_CHECKING:
@@ -29,12 +32,15 @@ class EngineChoice:
     replicas: int = 1
     engine: Mapping[str, Any] = field(default_factory=dict)  # vLLM's own settings
     request: Mapping[str, Any] = field(default_factory=dict)
+    server: ServerChoice | None = None  # `vllm serve` in place of an engine of our own
 
     def identity(self) -> dict[str, Any]:
-        """What of it can change the bits of what is drawn, as JSON values; the number of replicas cannot."""
+        """What of it makes other samples, as JSON values. Neither the number of replicas nor a server's address does:
+        they change which samples are drawn together, and with that the last bits of log-probs."""
         if self.name == "transformers":
-            return {"batch_size": self.batch_size}  # batch composition changes the bits of logits
-        return {"engine": self.name, "vllm": {"engine": dict(self.engine), "request": dict(self.request)}}
+            return {"batch_size": self.batch_size}
+        vllm = {"engine": dict(self.engine), "request": dict(self.request)}
+        return {"engine": self.name, "vllm": vllm} | ({} if self.server is None else {"server": True})
 
     def shard_size(self, total: int) -> int:
         """How many of `total` samples one shard of a pool holds: 512, fewer where replicas would have nothing to do.
@@ -50,8 +56,11 @@ class EngineChoice:
         return "rl.samplers.engines:vllm_engine", {"engine": dict(self.engine), "request": dict(self.request)}
 
 
-def choose(name: str, batch_size: int, replicas: int, settings: Sequence[str]) -> EngineChoice:
-    """The engine that a command line names; `settings` are `key=value` texts for vLLM, values as in YAML.
+def choose(
+    name: str, batch_size: int, replicas: int, settings: Sequence[str], server: str | None = None
+) -> EngineChoice:
+    """The engine that a command line names; `settings` are `key=value` texts for vLLM, values as in YAML, `server` is
+    the URL of a vLLM server.
 
     Errors: ValueError for another engine, for settings that are not open or that no engine takes.
     """
@@ -66,16 +75,43 @@ def choose(name: str, batch_size: int, replicas: int, settings: Sequence[str]) -
     if given and name != "vllm":
         raise ValueError("--vllm: these settings are vLLM's; add --engine vllm")
     refuse_settings(given, {})
-    return EngineChoice(name, batch_size, replicas, given)
+    if server is None:
+        return EngineChoice(name, batch_size, replicas, given)
+    for option, wrong in server_conflicts(name, replicas, given):
+        raise ValueError(f"--server with --{option}: {wrong}")
+    return EngineChoice(name, batch_size, server=ServerChoice((server_root(server),)))
+
+
+def server_conflicts(name: str, replicas: int, engine: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(setting, what is wrong with it) of what does not go with a server.
+
+    Example: `server_conflicts("vllm", 2, {})` yields `("replicas", "...")` alone.
+    """
+    if name != "vllm":
+        yield "engine", f"the server is vLLM's, but the engine is {name}: write vllm"
+    if replicas > 1:
+        yield "replicas", "replicas are engines that the run starts; for several servers list their URLs in server.url"
+    if engine:
+        named = ", ".join(sorted(engine))
+        yield "vllm", f"{named} would be set in an engine that the run starts: give it to vllm serve"
 
 
 @contextmanager
 def open_engine(choice: EngineChoice, model: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sampler]:
     """A sampler on a model folder or hub id; what it holds is freed at the end of the block.
 
-    With several replicas it is a `ShardSampler` too.
+    With several replicas it is a `ShardSampler` too, otherwise a `StreamingSampler`.
+
+    Errors: ServerError (a RuntimeError) for a server that is not there; see `recipes.servers.open_servers`.
     """
-    if choice.replicas > 1:
+    if choice.server is not None:
+        from recipes.servers import open_servers
+        from rl.policy import PolicyModel, load_model
+
+        policy = PolicyModel(load_model(model))
+        with open_servers(choice.server, model, tokenizer, policy, choice.request) as sampler:
+            yield sampler
+    elif choice.replicas > 1:
         from rl.samplers.replicas import EngineSpec, Replicas
 
         factory, arguments = choice.arguments()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recipes.options import CountOption, JsonOption, PoolArgument, SplitOption, TaskOption
+
 if TYPE_CHECKING:
     from rl.pool_export import PoolSummary
 
@@ -18,11 +20,6 @@ EXIT_DEFECT = 3
 MOST_FINDINGS = 20  # shown to people; --json gives all
 
 pool_app = typer.Typer(help="Look at a pool of samples, check it, export it, join parts of one.", no_args_is_help=True)
-
-PoolArgument = Annotated[
-    Path, typer.Argument(metavar="POOL", help="A pool's folder, or the stage's that holds it.", show_default=False)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 
 
 class FormatName(StrEnum):
@@ -116,11 +113,9 @@ def export(
     prompt_suffix: Annotated[
         str, typer.Option("--prompt-suffix", help="What was appended to every question when it was sampled.")
     ] = "",
-    split: Annotated[
-        str | None, typer.Option("--split", help="train, dev, test or all  [default: all; test for tiny]")
-    ] = None,
-    count: Annotated[int | None, typer.Option("--count", min=1, help="At most this many problems.")] = None,
-    task: Annotated[str | None, typer.Option("--task", help="The task of the problems  [default: exact]")] = None,
+    split: SplitOption = None,
+    count: CountOption = None,
+    task: TaskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a pool's samples to a file that `datasets.load_dataset` reads, in an order that only content decides."""

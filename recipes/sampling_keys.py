@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from recipes.engines import EngineChoice
+from recipes.engines import EngineChoice, server_conflicts
 from recipes.keys import Count, Keys, Temperature, TopP
+from recipes.servers import Nccl, ServerChoice
+from rl.samplers.vllm_http import KEY_OR_TUNNEL, PATIENCE, Server, server_root
 from rl.samplers.vllm_settings import closed_settings
 
 
@@ -22,6 +24,60 @@ class VllmKeys(Keys):
 
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
         yield from closed_settings(self.engine, self.request)
+
+
+class NcclKeys(Keys):
+    """New weights from GPU to GPU, through vLLM's own transfer. Not run yet: it wants two GPUs."""
+
+    address: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
+    """The trainer's machine, as the servers reach it; a network of your own, for nothing is encrypted."""
+    port: Annotated[int, Field(ge=1024, le=65000)] = 29600
+    """The first of the ports at which the trainer waits, one a server."""
+
+
+class ServerKeys(Keys):
+    """vLLM servers that you started (`vllm serve`); one run uses them at a time."""
+
+    url: str | list[str]
+    """The address of the server, such as http://127.0.0.1:8000, or a list of several."""
+    api_key_variable: str | None = None
+    """The environment variable that holds the key; wanted for a server that is not on this machine."""
+    folder: str | None = None
+    """Where new weights are put for the servers to read: a folder that both sides see [/dev/shm]."""
+    nccl: NcclKeys | None = None
+    """Hand new weights over from GPU to GPU instead (not run yet)."""
+    tolerance: Annotated[float, Field(gt=0, le=1)] = 5e-2
+    """How far the server's log-probs may be from the trainer's, in nats on average: bf16 needs 5e-2, fp32 1e-4."""
+    connections: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Requests under way on each server at most."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.url,) if isinstance(self.url, str) else tuple(self.url)
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        try:
+            servers = [Server(server_root(url), self.api_key_variable, PATIENCE) for url in self.urls]
+        except ValueError as error:
+            yield "url", str(error)
+            return
+        if not servers or len({server.url for server in servers}) < len(servers):
+            yield "url", "name at least one server, and each once"
+        for url in (server.url for server in servers if not server.local):
+            if self.api_key_variable is None:
+                yield "api_key_variable", f"{url} is not on this machine: {KEY_OR_TUNNEL}"
+            if self.nccl is None and self.folder is None:
+                yield "folder", f"{url} is not on this machine: name a folder that it sees too, or nccl"
+        if self.folder is not None and self.nccl is not None:
+            yield "folder", "with nccl no weights go through files: remove one of the two"
+
+    @property
+    def choice(self) -> ServerChoice:
+        nccl = None if self.nccl is None else Nccl(self.nccl.address, self.nccl.port)
+        return ServerChoice(
+            tuple(server_root(url) for url in self.urls),
+            self.api_key_variable, self.folder, nccl, self.tolerance, self.connections,
+        )  # fmt: skip
 
 
 class Sampling(Keys):
@@ -41,12 +97,17 @@ class Sampling(Keys):
     """Engines side by side, one process each, where a pool is filled; on GPUs one per GPU. RL has one per rank."""
     vllm: VllmKeys = VllmKeys()
     """vLLM's own settings."""
+    server: ServerKeys | None = None
+    """vLLM servers that draw, instead of an engine that the run starts."""
 
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
-        if self.engine != "vllm" and self.vllm != VllmKeys():
+        if self.server is not None:
+            yield from server_conflicts(self.engine, self.replicas, self.vllm.engine)
+        elif self.engine != "vllm" and self.vllm != VllmKeys():
             yield "vllm", "these settings are vLLM's, but sampling.engine is transformers: write engine: vllm"
 
     @property
     def choice(self) -> EngineChoice:
         """The engine, for the functions that open one."""
-        return EngineChoice(self.engine, self.batch_size, self.replicas, self.vllm.engine, self.vllm.request)
+        server = None if self.server is None else self.server.choice
+        return EngineChoice(self.engine, self.batch_size, self.replicas, self.vllm.engine, self.vllm.request, server)

@@ -9,9 +9,11 @@
 A pool is addressed by model, problems, template, sampling settings and seed, without the number of samples: asking for
 16 where 8 are there draws the other 8. Verdicts lie beside the samples, so that a better verifier judges without
 sampling. Every file is written whole, synced and renamed into place, so a killed fill goes on with what is missing,
-and no sample is there twice or drawn twice. Shards hold what was missing in a fixed order: a fill that was killed cuts
-the rest into the same shards as one that was not, so a sampler that is reproducible per call and answers in order
-makes the same bytes. Shards are numbered as they arrive: for other samplers the `canonical_hash` is the same.
+and no sample is there twice or drawn twice. Shards hold what was missing in a fixed order: a fill that was killed, and
+called again with the same arguments, cuts the rest into the same shards as one that was not. A shard is what one call
+of the sampler draws, so one whose rounding depends on the batch (transformers) makes the same bytes all the same, if it
+answers in order. Shards are numbered as they arrive: for other samplers the `canonical_hash` is the same. Another
+`shard_size`, or more samples asked for before the first were whole, makes other batches.
 
 One process writes, any number read. A cluster needs no more than that: each process fills the part of the problems
 that its rank names into a folder of its own, and `join_pools` makes one pool of them (rl/pool_parts.py).
@@ -24,7 +26,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from rl.pool_files import SAMPLE_FIELDS, Key, PoolAddress, PoolFull, pool_address
 from rl.pool_parts import Part, part_of
@@ -130,7 +132,7 @@ def _arrivals(
     """(shard, its completions) as they arrive, held to the protocol: each shard once, a completion for each request."""
     if not shards:
         return
-    whole = cast(ShardSampler, sampler) if hasattr(sampler, "sample_shards") else OneByOne(cast(Sampler, sampler))
+    whole = sampler if isinstance(sampler, ShardSampler) else OneByOne(sampler)
     waiting = set(range(len(shards)))
     stream = whole.sample_shards(shards, settings, report)
     try:

@@ -87,7 +87,7 @@ def memory_bandwidth(device: torch.device, size: int = 2**28, rounds: int = 5) -
 
 
 def make_probe_model(folder: Path, hidden: int = 512, layers: int = 8, vocabulary: int = 8192) -> ModelBytes:
-    """Write a Llama of random weights (by default 130 MB in fp32) as a model folder."""
+    """Write a Llama of random weights (by default 151 MB in fp32) as a model folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer()

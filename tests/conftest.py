@@ -127,14 +127,17 @@ def train_rl() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def launch_two() -> Callable[..., tuple[list[int], list[str]]]:
-    """`launch_two(script, *arguments, flags=())`: two processes as a launcher starts them; exit codes and stderr."""
+    """`launch_two(script, *arguments, flags=(), seconds=200)`: two processes as a launcher starts them; exit
+    codes and stderr."""
     import socket
     import subprocess
     import sys
 
     root = Path(__file__).resolve().parents[1]
 
-    def launch(script: str, *arguments: object, flags: tuple[str, ...] = ()) -> tuple[list[int], list[str]]:
+    def launch(
+        script: str, *arguments: object, flags: tuple[str, ...] = (), seconds: float = 200
+    ) -> tuple[list[int], list[str]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -149,7 +152,7 @@ def launch_two() -> Callable[..., tuple[list[int], list[str]]]:
             for rank in range(2)
         ]
         try:
-            errors = [process.communicate(timeout=200)[1] for process in processes]
+            errors = [process.communicate(timeout=seconds)[1] for process in processes]
         finally:
             for process in processes:
                 process.kill()

@@ -65,3 +65,26 @@ def test_it_learns_as_with_the_transformers_sampler(tmp_path, monkeypatch):
         assert last[name] > first + 0.1, name
     # 4 x 144 completions each at an accuracy near .7: a standard error of .02 each, more with the problems' own spread.
     assert abs(last["vllm"] - last["transformers"]) < 0.1
+
+
+TWO_RANKS = """\
+name: two
+problems: {{source: tiny, train: 50, dev: 4, test: 4}}
+sampling: {{max_tokens: 40, engine: vllm, vllm: {{engine: {{max_model_len: 256, kv_cache_memory_bytes: 67108864}}}}}}
+stages:
+  teacher: {{method: grpo, model: {model}, steps: 2, problems_per_step: 4, group_size: 4, learning_rate: 1e-3}}
+  again: {{method: grpo, model: teacher, steps: 1, problems_per_step: 4, group_size: 4, learning_rate: 1e-3}}
+"""
+
+
+def test_two_ranks_have_an_engine_each_and_leave_without_a_word(tmp_path, launch_two):
+    """The engines live in the launcher's process group; a second stage starts others there."""
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(TWO_RANKS.format(model=MODEL))
+    codes, errors = launch_two("cli", "run", recipe, "--runs", tmp_path / "runs", flags=("-m",), seconds=900)
+    assert codes == [0, 0], errors
+    assert not any("Traceback" in error or "Error" in error for error in errors), errors
+    for stage, steps in (("teacher", 2), ("again", 1)):
+        (folder,) = (tmp_path / "runs" / "two").glob(f"{stage}-*")
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert len(lines) == steps and all(line["tokens_mean"] > 0 for line in lines)

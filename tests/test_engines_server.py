@@ -11,7 +11,12 @@ import time
 import pytest
 import torch
 
+from recipes.console import PlainReport
+from recipes.runner import run_recipe
+from recipes.schema import load_recipe
+from recipes.stages import METHODS
 from rl.policy import PolicyModel, load_model, load_tokenizer
+from rl.pool import Pool
 from rl.repetition import RepetitionRule
 from rl.samplers.base import SamplingSettings
 from rl.samplers.openai import Patience
@@ -167,7 +172,7 @@ def test_weights_are_handed_over_and_carry_their_version(synced, tokenizer, tmp_
         assert [path.name for path in tmp_path.iterdir()] == [f"hand-over-{version}"]
     assert [c.sampler_logprobs for c in after] != [c.sampler_logprobs for c in before]
     (server,) = sampler.engine.servers
-    assert server.order("/weight_info", method="GET") == {"weight_version": "2"}
+    assert server.order("/weight_info", method="GET")["weight_version"].startswith("2 of ")
 
 
 @pytest.mark.parametrize(("size", "message"), [(1e-2, "holds other weights"), (1e-6, "did not arrive")])
@@ -188,6 +193,29 @@ def test_weights_that_others_change_are_found_out(engine, tokenizer):
     server.order("/update_weight_version", {"new_version": "another's"})
     with pytest.raises(StaleEngine, match="another's"):
         engine.sample(requests_for(tokenizer, 1), SamplingSettings(max_tokens=4))
+
+
+RECIPE = """\
+name: served
+problems: {{source: tiny, train: 16, dev: 2, test: 2}}
+sampling: {{max_tokens: 60, engine: vllm, server: {{url: "{url}", tolerance: 1e-4}}}}
+stages:
+  teacher: {{method: grpo, model: {model}, steps: 2, problems_per_step: 4, group_size: 4, learning_rate: 1e-3}}
+  pool: {{method: sample, model: teacher, samples: 2}}
+"""
+
+
+def test_a_recipe_is_drawn_on_the_server(url, tmp_path):
+    path = tmp_path / "served.yaml"
+    path.write_text(RECIPE.format(url=url, model=MODEL))
+    results = run_recipe(load_recipe(path), root=tmp_path / "runs", methods=METHODS, report=PlainReport())
+    teacher, folder = (result.folder for result in results)
+    assert len((teacher / "metrics.jsonl").read_text().splitlines()) == 2
+    pool, policy = Pool.open(folder / "pool"), PolicyModel(load_model(str(teacher / "model")))
+    assert len(pool) == 32 and pool.check() == ()
+    for _, prompt_ids, completion in pool.in_order():
+        (expected,) = policy_scores(policy, [(prompt_ids, completion.token_ids)])
+        assert completion.sampler_logprobs == pytest.approx(expected, abs=1e-4)
 
 
 class Recorder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,46 +21,14 @@ from rl.repetition import RepetitionRule
 from rl.samplers.base import SampleRequest, SamplingSettings, sample_seed
 from rl.tasks import tiny
 from rl.tasks.base import one_by_one
-from rl.tasks.tiny_models import make_tokenizer
 from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Verdict
 from tests import pool_world
-
-SETTINGS = SamplingSettings(max_tokens=40)
-
-
-class ScriptedSampler:
-    """Answers from the seed alone: right for even seeds, wrong for odd ones."""
-
-    policy_version = 0
-
-    def __init__(self) -> None:
-        self.seeds: list[int] = []
-
-    def sample(
-        self,
-        requests: Sequence[SampleRequest],
-        settings: SamplingSettings,
-        report: Callable[[int], None] = lambda finished: None,
-    ) -> list[Completion]:
-        self.seeds += [request.seed for request in requests]
-        report(len(requests))
-        ids = (5, 6, 1)
-        return [Completion(f"{r.seed}\u2028</think>00", ids, (-0.1, -1e-17, 0.0), FinishReason.STOP) for r in requests]
+from tests.pool_world import SETTINGS, ScriptedSampler, fill
 
 
 @pytest.fixture
 def world():
-    tokenizer = make_tokenizer()
-    problems = tiny.problems("train", 5, (2,))
-    return tokenizer, problems, pool_address("base", problems, tokenizer, SETTINGS, seed=7)
-
-
-def fill(folder: Path, world, samples: int, shard_size: int = 4) -> ScriptedSampler:
-    tokenizer, problems, address = world
-    sampler = ScriptedSampler()
-    pool = Pool.open(folder, address)
-    fill_pool(pool, sampler, tokenizer, problems, tiny.TASK, samples, SETTINGS, 7, shard_size=shard_size)
-    return sampler
+    return pool_world.TOKENIZER, pool_world.PROBLEMS, pool_world.address()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -71,25 +39,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_groups_come_back_as_they_were_sampled(tmp_path, world):
     _, problems, address = world
-    fill(tmp_path, world, samples=3)
+    fill(tmp_path, samples=3)
     pool = Pool.open(tmp_path, address)
     assert len(pool) == 15
     groups = pool.groups(problems, tiny.TASK.verifier_version, samples=3)
     assert [group.problem for group in groups] == problems
     for group in groups:
         for index, rollout in enumerate(group.rollouts):
-            assert rollout.completion.text == f"{sample_seed(7, group.problem.id, index)}\u2028</think>00"
+            seed = sample_seed(7, group.problem.id, index)
+            assert rollout.completion.text == f"{seed}\u2028</think>{seed % 100:02}"
             assert rollout.completion.sampler_logprobs == (-0.1, -1e-17, 0.0)
-            assert rollout.right == (group.problem.answer == "00")
+            assert rollout.right == (group.problem.answer == f"{seed % 100:02}")
     # The pool's own k, and an earlier k of it.
     assert pool.groups(problems, "tiny-1") == groups
     assert [len(group.rollouts) for group in pool.groups(problems[:2], "tiny-1", samples=2)] == [2, 2]
 
 
 def test_topping_up_draws_only_what_is_missing(tmp_path, world):
-    first = fill(tmp_path, world, samples=2)
-    again = fill(tmp_path, world, samples=2)
-    more = fill(tmp_path, world, samples=4)
+    first = fill(tmp_path, samples=2)
+    again = fill(tmp_path, samples=2)
+    more = fill(tmp_path, samples=4)
     assert (len(first.seeds), again.seeds, len(more.seeds)) == (10, [], 10)
     problems = world[1]
     assert set(first.seeds + more.seeds) == {sample_seed(7, p.id, i) for p in problems for i in range(4)}
@@ -98,16 +67,16 @@ def test_topping_up_draws_only_what_is_missing(tmp_path, world):
 @pytest.mark.parametrize(
     "site", ["pool.address:1", "pool.shard:1", "pool.shard:3", "pool.verdicts:2", "write.rename:3"]
 )
-def test_a_failed_fill_goes_on_to_the_same_bytes(tmp_path, world, monkeypatch, site):
-    fill(tmp_path / "whole", world, samples=3)
+def test_a_failed_fill_goes_on_to_the_same_bytes(tmp_path, monkeypatch, site):
+    fill(tmp_path / "whole", samples=3)
     monkeypatch.setenv("REASON_FAULT", f"{site}:raise")
     reset_faults()
     with pytest.raises(FaultRaised):
-        fill(tmp_path / "broken", world, samples=3)
+        fill(tmp_path / "broken", samples=3)
     monkeypatch.delenv("REASON_FAULT")
     # A temporary file that a kill leaves is not read, and the next writer removes it.
     (tmp_path / "broken" / ".samples-00009.jsonl.tmp").write_text('{"problem": "x')
-    fill(tmp_path / "broken", world, samples=3)
+    fill(tmp_path / "broken", samples=3)
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
@@ -136,7 +105,7 @@ def test_sampling_with_other_settings_than_the_address_is_refused(tmp_path, worl
 
 def test_missing_samples_and_verdicts_are_errors_by_name(tmp_path, world):
     _, problems, address = world
-    fill(tmp_path, world, samples=2)
+    fill(tmp_path, samples=2)
     pool = Pool.open(tmp_path, address)
     with pytest.raises(
         ValueError, match=f"lacks 5 of 3 samples x 5 problems, the first is sample 2 of problem {problems[0].id}"
@@ -148,14 +117,14 @@ def test_missing_samples_and_verdicts_are_errors_by_name(tmp_path, world):
 
 def test_a_new_verifier_judges_without_sampling(tmp_path, world):
     _, problems, address = world
-    fill(tmp_path, world, samples=2)
+    fill(tmp_path, samples=2)
     pool = Pool.open(tmp_path, address)
     generous = replace(
         tiny.TASK, verifier_version="tiny-2", judge=one_by_one(lambda problem, completion: Verdict(Outcome.RIGHT))
     )
     pool.judge(problems, generous)
     assert all(rollout.right for group in pool.groups(problems, "tiny-2") for rollout in group.rollouts)
-    assert [g.right for g in pool.groups(problems, "tiny-1")] == [[p.answer == "00"] * 2 for p in problems]
+    assert not all(rollout.right for group in pool.groups(problems, "tiny-1") for rollout in group.rollouts)
     with pytest.raises(ValueError, match="not among the problems"):
         pool.judge(problems[1:], replace(tiny.TASK, verifier_version="tiny-3"))
     with pytest.raises(ValueError, match="cannot be part of a file name"):
@@ -164,7 +133,7 @@ def test_a_new_verifier_judges_without_sampling(tmp_path, world):
 
 def test_damaged_rows_are_found_where_no_manifest_vouches_for_them(tmp_path, world):
     _, problems, address = world
-    fill(tmp_path, world, samples=2)
+    fill(tmp_path, samples=2)
     (tmp_path / "files.jsonl").unlink()
     shard = tmp_path / "samples-00001.jsonl"
     whole = shard.read_bytes()
@@ -228,7 +197,7 @@ def test_a_pool_of_stopped_loops_is_refused(world):
 
 def test_the_manifest_lists_runs_of_samples(tmp_path, world):
     problems = world[1]
-    fill(tmp_path, world, samples=3)
+    fill(tmp_path, samples=3)
     assert ranges_of([("p", 0), ("p", 1), ("q", 4)]) == (("p", 0, 1), ("q", 4, 4))
     lines = [json.loads(line) for line in (tmp_path / "files.jsonl").read_bytes().splitlines()]
     first = next(line for line in lines if line["file"] == "samples-00000.jsonl")
@@ -238,7 +207,7 @@ def test_the_manifest_lists_runs_of_samples(tmp_path, world):
 
 def test_opening_reads_no_sample_and_reading_finds_what_has_changed(tmp_path, world):
     _, problems, address = world
-    fill(tmp_path, world, samples=2)
+    fill(tmp_path, samples=2)
     shard = tmp_path / "samples-00001.jsonl"
     whole = shard.read_bytes()
     shard.write_bytes(whole.replace(b"-0.1", b"-0.2", 1))  # as long as before
@@ -298,7 +267,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_the_check_finds_each_damage_by_its_kind_and_file(tmp_path, world, name):
-    fill(tmp_path, world, samples=2)  # shards of 4, 4 and 2
+    fill(tmp_path, samples=2)  # shards of 4, 4 and 2
     assert Pool.open(tmp_path).check(world[1]) == ()
     pool = Pool.open(tmp_path)  # opened before: the check reads all of it anew
     file, damage, expected = DAMAGES[name]

@@ -432,8 +432,8 @@ def test_files_are_handed_over(server, tokenizer, tmp_path):
     posts = server.posts[-3:]
     where = {"weights_path": str(tmp_path / "hand-over-7")}
     assert posts[0] == ("/collective_rpc", {"method": "reload_weights", "kwargs": where})
-    assert posts[1:] == [("/reset_prefix_cache", {}), ("/update_weight_version", {"new_version": "7"})]
-    assert server.version == "7" and engine.policy_version == 7
+    assert posts[1:] == [("/reset_prefix_cache", {}), ("/update_weight_version", {"new_version": server.version})]
+    assert server.version.startswith("7 of ") and engine.policy_version == 7
     assert engine.sample(asked(1), SamplingSettings(max_tokens=9))[0].policy_version == 7
     with pytest.raises(ValueError, match="no weights at all"):
         engine.load_weights([], 8)
@@ -475,13 +475,22 @@ def test_a_restarted_server_is_found_out(server, tokenizer):
         return handler.drop()
 
     server.script = restart
-    with pytest.raises(StaleEngine, match=r"says \{'weight_version': 'default'\} where it was given .* '4'"):
+    with pytest.raises(StaleEngine, match=r"says \{'weight_version': 'default'\} where it was given .* '4 of "):
         engine.sample(asked(1), SamplingSettings(max_tokens=9))
     server.script = lambda handler, path, body, number: False
     with pytest.raises(StaleEngine, match="was restarted"):
         engine.score([((3, 4), (5,))])
     engine.load_weights([], 5)
     assert engine.sample(asked(1), SamplingSettings(max_tokens=9))[0].policy_version == 5
+
+
+def test_a_server_that_another_run_has_taken_is_found_out(server, tokenizer):
+    mine, others = (engine_of(server, tokenizer, lambda weights, policy_version: None) for _ in range(2))
+    mine.load_weights([], 4)
+    others.load_weights([], 4)
+    with pytest.raises(StaleEngine, match="somebody else has changed them"):
+        mine.sample(asked(1), SamplingSettings(max_tokens=9))
+    assert others.sample(asked(1), SamplingSettings(max_tokens=9))[0].policy_version == 4
 
 
 def test_a_server_that_keeps_no_version_is_told_none(server, tokenizer):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from rl.types import Completion
 
@@ -73,6 +73,10 @@ class SamplingSettings:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
 
 
+class StaleEngine(RuntimeError):
+    """An engine does not hold the trainer's weights; the message says what was compared and how far it was off."""
+
+
 class Sampler(Protocol):
     """Draws completions. `policy_version` is stamped on every completion; the trainer raises it at each update."""
 
@@ -103,8 +107,12 @@ class StreamingSampler(Sampler, Protocol):
         ...
 
 
+@runtime_checkable
 class ShardSampler(Protocol):
-    """Draws many lists of requests at once, on as many engines as it has."""
+    """Draws many lists of requests at once, on as many engines as it has.
+
+    `isinstance` tells it from a `Sampler` by its method.
+    """
 
     def sample_shards(
         self,

@@ -8,13 +8,13 @@ both sides compute the log-probs of the same few completions, and the run stops 
 2. The trainer's have moved since the last check and the engine's are what they were, to the last bit. This finds an
    update that is smaller than the difference between the two, as a small learning rate and bf16 make it.
 
-The engine shares its device with the trainer (colocated). With vLLM's `enable_sleep_mode` it gives its memory back
-between two calls.
+An engine may share its device with the trainer (colocated); with vLLM's `enable_sleep_mode` it gives its memory back
+between two calls. Or it is a server, which holds whatever its last user left there: it is given the weights first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +23,7 @@ import torch
 from rl.packing import pack
 from rl.policy import PolicyModel
 from rl.rows import TrainingRow
-from rl.samplers.base import Sampler, SampleRequest, SamplingSettings, sample_seed
+from rl.samplers.base import SampleRequest, SamplingSettings, StaleEngine, StreamingSampler, sample_seed
 from rl.types import Completion
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # prompt ids, completion ids
@@ -36,7 +36,7 @@ PROBE_TOKENS = 32
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 
-class WeightedEngine(Sampler, Protocol):
+class WeightedEngine(StreamingSampler, Protocol):
     """An engine that has weights of its own. `policy_version` is that of the weights it holds."""
 
     def load_weights(self, weights: Weights, policy_version: int) -> None: ...
@@ -46,10 +46,6 @@ class WeightedEngine(Sampler, Protocol):
     def sleep(self) -> None: ...
 
     def wake_up(self) -> None: ...
-
-
-class StaleEngine(RuntimeError):
-    """The engine does not hold the trainer's weights; the message says what was compared and how far it was off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +61,12 @@ class Agreement:
 
 
 class SyncedSampler:
-    """The `Sampler` of an RL run that draws on another engine. The trainer raises `policy_version`; the weights are
-    handed over when something is to be drawn.
+    """A `StreamingSampler` that draws on another engine. The trainer raises `policy_version`; the weights are handed
+    over when something is to be drawn.
 
     `weights` gives the policy's, `scores` its log-probs of given completions; see `policy_weights`, `policy_scores`.
-    `tolerance`: the largest mean |Δ| in nats. `share_device`: the engine sleeps while the trainer trains.
+    `tolerance`: the largest mean |Δ| in nats. `share_device`: the engine sleeps while the trainer trains (not between
+    two streams). `foreign`: the engine may hold other weights at the start than the trainer's.
     """
 
     def __init__(
@@ -79,6 +76,7 @@ class SyncedSampler:
         scores: Callable[[Sequence[Row]], Scores],
         tolerance: float,
         share_device: bool = False,
+        foreign: bool = False,
     ) -> None:
         self.engine, self.weights, self.scores = engine, weights, scores
         self.tolerance, self.share_device = tolerance, share_device
@@ -87,6 +85,7 @@ class SyncedSampler:
         self._probe: list[Row] = []
         self._before: tuple[Scores, Scores] | None = None  # (trainer's, engine's) when the engine last moved
         self._asleep = False
+        self._foreign = foreign
 
     def sample(
         self,
@@ -100,19 +99,33 @@ class SyncedSampler:
         """
         if not requests:
             return []
-        if self._asleep:
-            self.engine.wake_up()
-        if self._asleep or self.engine.policy_version != self.policy_version:
-            self.agreement = None
-            self.engine.load_weights(self.weights(), self.policy_version)
-            self._asleep = False
-        if self.agreement is None:  # also at the start: the engine has read the same folder, or so it should
-            self.agreement = self._check(requests)
+        self._hand_over(requests)
         drawn = self.engine.sample(requests, settings, report)
         if self.share_device:
             self.engine.sleep()
             self._asleep = True
         return drawn
+
+    def stream(
+        self, requests: Sequence[SampleRequest], settings: SamplingSettings, limits: list[int] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """As `StreamingSampler.stream`, with the trainer's weights of when it begins.
+
+        Errors: StaleEngine.
+        """
+        if requests:
+            self._hand_over(requests)
+            yield from self.engine.stream(requests, settings, limits)
+
+    def _hand_over(self, requests: Sequence[SampleRequest]) -> None:
+        if self._asleep:
+            self.engine.wake_up()
+        if self._asleep or self._foreign or self.engine.policy_version != self.policy_version:
+            self.agreement = None
+            self.engine.load_weights(self.weights(), self.policy_version)
+            self._asleep = self._foreign = False
+        if self.agreement is None:  # also at the start: the engine has read the same folder, or so it should
+            self.agreement = self._check(requests)
 
     def _check(self, requests: Sequence[SampleRequest]) -> Agreement:
         if not self._probe:

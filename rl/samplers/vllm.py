@@ -212,8 +212,18 @@ class VllmSampler:
         self.llm.wake_up()
 
     def close(self) -> None:
-        """End the engine and free what it holds."""
-        self.llm.llm_engine.engine_core.shutdown()
+        """End the engine and free what it holds. The launcher's process group, which the ranks of a run still need, is
+        left to them."""
+        from vllm.distributed import parallel_state  # pyright: ignore[reportMissingImports]
+
+        config = self.llm.llm_engine.vllm_config.parallel_config
+        destroy = parallel_state.destroy_distributed_environment
+        if config.distributed_executor_backend == "external_launcher":
+            parallel_state.destroy_distributed_environment = lambda: None
+        try:
+            self.llm.llm_engine.engine_core.shutdown()
+        finally:
+            parallel_state.destroy_distributed_environment = destroy
 
 
 class _Running:
@@ -268,6 +278,9 @@ def _start(model: str, engine: dict[str, Any]) -> Any:
     arguments |= {"enable_prefix_caching": True, "use_tqdm_on_load": False}
     if current_platform.is_cpu():
         arguments |= {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
+        # A prompt cut in two over two steps has its seeded generator set back, which vLLM 0.32 cannot do on a CPU
+        # ("CPU Generator does not use offset"): prompts wait until there is room for all of them.
+        arguments["enable_chunked_prefill"] = False
     threads = torch.set_num_threads
     try:
         with warnings.catch_warnings():

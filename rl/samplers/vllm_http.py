@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from rl.samplers.base import StaleEngine
 from rl.samplers.openai import Patience
-from rl.samplers.synced import StaleEngine
 
 Result = TypeVar("Result")
 
@@ -28,6 +28,10 @@ PATIENCE = Patience(timeout=600.0)  # of silence: a long completion says nothing
 CONNECT_SECONDS = 30.0
 # What a generation config may add to a request: here, only what the caller names.
 NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+KEY_OR_TUNNEL = (
+    "whoever reaches it could change its weights. Give it a key and name its variable (api_key_variable), or reach it "
+    "by an SSH tunnel as http://127.0.0.1:port"
+)
 
 
 class ServerError(RuntimeError):
@@ -267,21 +271,21 @@ class Line:
 
 def open_servers(urls: str | Sequence[str], api_key_variable: str | None, patience: Patience) -> list[Server]:
     given = [urls] if isinstance(urls, str) else list(urls)
-    servers = [Server(_address(url), api_key_variable, patience) for url in given]
+    servers = [Server(server_root(url), api_key_variable, patience) for url in given]
     if not servers or len({server.url for server in servers}) < len(servers):
         raise ValueError(f"one URL a server and at least one, got {given}")
     for server in servers:
         server.key()  # a missing key is an error of the start, not of the first request
         if not server.local and api_key_variable is None:
-            raise ValueError(
-                f"{server.url} is not on this machine: whoever reaches it could change its weights. Give it a key and "
-                "name its variable (api_key_variable), or reach it by an SSH tunnel as http://127.0.0.1:port"
-            )
+            raise ValueError(f"{server.url} is not on this machine: {KEY_OR_TUNNEL}")
     return servers
 
 
-def _address(url: str) -> str:
-    """The server's root. Its errors do not repeat the URL, which may hold a password."""
+def server_root(url: str) -> str:
+    """The server's root: `server_root("http://gpu7:8000/") == "http://gpu7:8000"`.
+
+    Errors: ValueError for what is no such URL; it does not repeat the URL, which may hold a password.
+    """
     try:
         parts = urlsplit(url)
         _ = parts.port

@@ -8,6 +8,7 @@
     sampler = SyncedSampler(engine, weights, scores, tolerance=5e-2)
 
 (The CPU build has no `vllm serve`: `python -m vllm.entrypoints.openai.api_server --model MODEL` is the same.)
+In a recipe it is `sampling: {engine: vllm, server: {url: "http://127.0.0.1:8000"}}`, see recipes/servers.py.
 
 For an engine on other GPUs or another machine than the trainer's; one that shares the trainer's process is
 `rl.samplers.vllm`, which needs no transfer at all. Token ids go in and come out (`/v1/completions` with a list of ids
@@ -17,8 +18,9 @@ repetition_penalty, …) is set to nothing, so that the distribution is the sett
 seed gives the same tokens only in the same batch.
 
 Requests carry their seeds, so one whose connection breaks is simply asked again: nothing is lost or drawn twice. Each
-new connection first asks for the version of the weights (vLLM 0.32 keeps one), so a server that was restarted
-meanwhile, and holds the weights of its folder again, is found out (`StaleEngine`).
+new connection first asks for the version of the weights (vLLM 0.32 keeps one; ours has a part that no other run has),
+so a server that was restarted meanwhile, and holds the weights of its folder again, or that another run has taken, is
+found out (`StaleEngine`).
 
 New weights arrive by a function `(weights, policy_version) -> None`. Two are given: `file_hand_over` and
 `nccl_hand_over`. CUDA IPC is not: over HTTP vLLM would have to unpickle what it is sent.
@@ -34,6 +36,7 @@ Window: vLLM 0.26 to 0.32; tried with 0.32.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,9 +50,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl.runs import write_file
-from rl.samplers.base import SampleRequest, SamplingSettings, gather
+from rl.samplers.base import SampleRequest, SamplingSettings, StaleEngine, gather
 from rl.samplers.openai import Patience
-from rl.samplers.synced import Row, Scores, StaleEngine, Weights, agreement
+from rl.samplers.synced import Row, Scores, Weights, agreement
 from rl.samplers.vllm import ENDS, engine_seed, first_repeat, repetition_sizes
 from rl.samplers.vllm_http import (
     NEUTRAL,
@@ -108,6 +111,7 @@ class ServerEngine:
         for server in self.servers:
             _introduce(server, tokenizer)
         self.max_model_len = min(server.max_model_len for server in self.servers)
+        self._owner = secrets.token_hex(4)
         self._busy = False
         self._whole = True  # no hand-over has stopped halfway
         self._scored: tuple[int, list[Row], list[Scores]] | None = None  # the last version, rows, each server's scores
@@ -233,8 +237,9 @@ class ServerEngine:
         self.hand_over(weights, policy_version)
         for server in self.servers:
             if server.weight_version is not None:
-                server.order("/update_weight_version", {"new_version": str(policy_version)})
-                server.weight_version = str(policy_version)
+                version = f"{policy_version} of {self._owner}"
+                server.order("/update_weight_version", {"new_version": version})
+                server.weight_version = version
         self.policy_version, self._whole = policy_version, True
 
     def score(self, rows: Sequence[Row]) -> Scores:
