@@ -1,7 +1,8 @@
-"""Charts as SVG text: a scatter with error bars, histograms, lines. Standard library and markupsafe only.
+"""The frontier as SVG text, for the page without JavaScript: a scatter with error bars. Needs markupsafe only.
 
+Also where labels go and which ticks an axis has; `pictures.py` places its labels with the same function.
 Every text that comes from outside goes through `Markup.format`, which escapes it. Colours are CSS variables of the page
-(`--c0` .. `--c7`, `--ink`, `--muted`, `--grid`, `--paper`), so that a chart follows the page into dark mode.
+(report.css: `--c0` .. `--c7`, `--grey`, ..), so that the chart follows the page into dark mode.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def place_labels(
                 cost = 8 * sum(_overlap(box, other) for other in boxes) / area
                 cost += 6 * (area - _overlap(box, bounds)) / area
                 cost += 4 * sum(_overlap(box, dot) for dot in dots) / area
-                cost += 4 * sum(_overlap(box, other) for other in hidden) / area
+                cost += 10 * sum(_overlap(box, other) for other in hidden) / area
                 cost += distance / 50 + 0.02 * abs(math.sin(angle))
                 if cost < best_cost - 1e-9:
                     best, best_cost, best_box = (middle_x, middle_y), cost, box
@@ -123,10 +124,13 @@ def obstacles(points: Sequence[Point], x: Callable[[float], float], y: Callable[
 
 
 def error_bars(point: Point, x: Callable[[float], float], y: Callable[[float], float]) -> list[Box]:
-    """Both error bars of a point as thin boxes in pixels."""
+    """Both error bars of a point as thin boxes in pixels, a little longer than they are."""
     across, up = sorted((x(point.x_low), x(point.x_high))), sorted((y(point.y_low), y(point.y_high)))
     middle_x, middle_y = x(point.x), y(point.y)
-    return [(across[0], middle_y - 2, across[1], middle_y + 2), (middle_x - 2, up[0], middle_x + 2, up[1])]
+    return [
+        (across[0] - 4, middle_y - 2, across[1] + 4, middle_y + 2),
+        (middle_x - 2, up[0] - 4, middle_x + 2, up[1] + 4),
+    ]
 
 
 def ranges(points: Sequence[Point]) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -139,7 +143,7 @@ def ranges(points: Sequence[Point]) -> tuple[tuple[float, float], tuple[float, f
 
 
 def scatter(points: Sequence[Point], *, width: int = 980, height: int = 500) -> Markup:
-    """Accuracy over tokens with error bars both ways; the non-dominated joined, the parent ringed."""
+    """Accuracy over tokens with error bars both ways; non-dominated joined, dominated grey, the parent ringed."""
     (x_low, x_high), (y_low, y_high) = ranges(points)
     left, right, top, bottom = 62, 16, 14, 48
     x, y = Scale(x_low, x_high, left, width - right), Scale(y_low, y_high, height - bottom, top)
@@ -159,7 +163,7 @@ def scatter(points: Sequence[Point], *, width: int = 980, height: int = 500) -> 
 
 def _point(point: Point, x: Scale, y: Scale, label_x: float, label_y: float) -> Markup:
     middle_x, middle_y = x(point.x), y(point.y)
-    colour = Markup('style="--c:var(--c{})"').format(point.colour)
+    colour = Markup('style="--c:var(--{})"').format(f"c{point.colour}" if point.joined else "grey")
     away = math.hypot(max(0.0, abs(label_x - middle_x) - CHAR_WIDTH * len(point.name) / 2), abs(label_y - middle_y))
     edge = min(max(middle_x, label_x - CHAR_WIDTH * len(point.name) / 2), label_x + CHAR_WIDTH * len(point.name) / 2)
     leader = Markup('<path class="leader" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(middle_x, middle_y, edge, label_y)
@@ -188,88 +192,6 @@ def _point(point: Point, x: Scale, y: Scale, label_x: float, label_y: float) -> 
         label_y + 4,
         point.name,
     )
-
-
-def bins(longest: int, most: int = 36) -> list[int]:
-    """Edges of equal bins of whole tokens from 0 to past the longest completion: `bins(10, 4) == [0, 3, 6, 9, 12]`."""
-    width = max(1, math.ceil((longest + 1) / most))
-    return list(range(0, longest + width + 1, width))
-
-
-def histogram(
-    right: Sequence[int],
-    wrong: Sequence[int],
-    edges: Sequence[int],
-    *,
-    mean: float,
-    colour: int,
-    width: int = 300,
-    height: int = 116,
-) -> Markup:
-    """Lengths of one arm's completions, right ones in its colour, the others grey on top; a line at the mean."""
-    left, top, bottom = 6, 16, 20
-    x = Scale(edges[0], edges[-1], left, width - left)
-    step = edges[1] - edges[0]
-    stacks = []
-    for values in (right, wrong):
-        counts = [0] * (len(edges) - 1)
-        for value in values:
-            counts[min((value - edges[0]) // step, len(counts) - 1)] += 1
-        stacks.append(counts)
-    tallest = max(a + b for a, b in zip(*stacks, strict=True)) or 1
-    y = Scale(0, tallest, height - bottom, top)
-    parts: list[Markup] = []
-    for index, (good, bad) in enumerate(zip(*stacks, strict=True)):
-        place = x(edges[index]) + 0.5
-        size = max(0.5, x(edges[index + 1]) - x(edges[index]) - 1)
-        for low, high, name in ((0, good, "right"), (good, good + bad, "wrong")):
-            if high > low:
-                parts.append(
-                    Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
-                        name, place, y(high), size, y(low) - y(high)
-                    )
-                )
-    shown = ticks(edges[0], edges[-1], 5)
-    for tick, text in zip(shown, tick_texts(shown), strict=True):
-        parts.append(Markup('<text class="tick mid" x="{:.1f}" y="{}">{}</text>').format(x(tick), height - 5, text))
-    parts.append(Markup('<path class="axis" d="M{} {}H{}"/>').format(left, height - bottom, width - left))
-    side, shift = ("", 4) if x(mean) < 0.6 * width else (" end", -4)
-    parts.append(
-        Markup(
-            '<path class="mean" d="M{0:.1f} {1}V{2}"/>'
-            '<text class="tick{3}" x="{4:.1f}" y="{1}" dy="4">mean {5:.1f}</text>'
-        ).format(x(mean), top - 6, height - bottom, side, x(mean) + shift, mean)
-    )
-    body = Markup('<g style="--c:var(--c{})">{}</g>').format(colour, Markup("").join(parts))
-    return _svg(width, height, f"Lengths in tokens, mean {mean:.1f}", [body])
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A line of a chart: (step, value) in order."""
-
-    name: str
-    colour: int
-    points: tuple[tuple[float, float], ...]
-
-
-def lines(series: Sequence[Series], label: str, *, width: int = 460, height: int = 220) -> Markup:
-    """Lines over training steps."""
-    values = [value for one in series for _, value in one.points]
-    steps = [step for one in series for step, _ in one.points]
-    low, high = padded(values, floor=0.0 if min(values) >= 0 else -math.inf)
-    first, last = min(steps), max(steps)
-    x = Scale(first, max(last, first + 1), 52, width - 10)
-    y = Scale(low, high, height - 38, 10)
-    parts = [_frame(x, y, width, height, "step", label, most_x=6, most_y=5)]
-    for one in series:
-        place = [(x(step), y(value)) for step, value in one.points]
-        line = _polyline(place, "line") if len(place) > 1 else Markup("")
-        dot = Markup('<circle class="tip" cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(*place[-1])
-        parts.append(
-            Markup('<g style="--c:var(--c{})"><title>{}</title>{}{}</g>').format(one.colour, one.name, line, dot)
-        )
-    return _svg(width, height, f"{label} by training step", parts)
 
 
 def _frame(

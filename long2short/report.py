@@ -1,20 +1,22 @@
-"""What a frontier run hands over: the picture (PNG) and one self-contained HTML page.
+"""What a frontier run hands over: the table as JSON, the picture (PNG, SVG) and one self-contained HTML page.
 
-The page has no script and loads nothing: styles and charts are inline, and its content security policy refuses all
-else. Model text is data: it is escaped, and characters that hide or reorder text are shown by name.
+The page loads nothing: plotly.js, styles, script and data are in it. Its content security policy lets only these two
+scripts run, by their hashes, and refuses every request; nothing in them needs eval. Model text is data, see
+`report_text`. Without JavaScript the table, a static picture, provenance and times are there.
+
+    write_report(folder, frontier(arms, "teacher"), arms, title="tiny")
 """
 
 from __future__ import annotations
 
-import io
-import re
-import unicodedata
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -22,33 +24,29 @@ from markupsafe import Markup
 from long2short import charts
 from long2short.frontier import (
     Arm,
+    Column,
     Frontier,
     FrontierRow,
     comparison_lines,
     count,
-    interval,
     notes,
     percent,
-    share,
     signed,
     signed_percent,
     table_columns,
 )
+from long2short.pictures import draw_png, draw_svg, families, points_of
+from long2short.report_data import TrainingCurve, difficulty_of, figures, head_of, training_panels
+from long2short.report_examples import BYTES, examples
+from long2short.report_text import json_block, typeset, visible
 from rl.runs import write_file, write_json
-from rl.types import FinishReason, Rollout
+from rl.stats import Estimate
 
-TEXT_LIMIT = 8_000  # characters of one completion on the page; the middle of a longer one is left out, and said so
-PANELS = (("reward", "reward"), ("accuracy", "accuracy"), ("tokens_mean", "mean tokens"), ("loss", "loss"))
-# For print and the light page; the template has a second set for the dark one.
-PALETTE = ("#2563a8", "#c4502e", "#2e8555", "#7f4fa3", "#a97a09", "#1f8a96", "#b0437a", "#66707c")
+__all__ = ["StageTime", "TrainingCurve", "render_page", "write_report"]
 
-
-@dataclass(frozen=True, slots=True)
-class TrainingCurve:
-    """The lines of a training stage's metrics.jsonl. Example: `TrainingCurve("teacher", ({"step": 1, ..}, ..))`."""
-
-    name: str
-    rows: tuple[Mapping[str, Any], ...]
+TOLERANCE = 0.03  # of accuracy, for the arm that the headline is about
+TABLE_WIDTH = 150  # characters that stand beside each other on a page of 1,180 pixels
+NOTHING: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +59,6 @@ class StageTime:
     reused: bool = False  # finished in an earlier run; the time is that run's
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One arm's answer to an example, ready to be shown."""
-
-    arm: str
-    verdict: str
-    reason: str
-    tokens: int
-    ended: str  # how it ended, if not by itself
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One problem as several arms answered it."""
-
-    kind: str
-    problem: str
-    level: int | None
-    question: str
-    reference: str
-    answers: tuple[Answer, ...]
-
-
 def write_report(
     folder: Path,
     found: Frontier,
@@ -94,127 +68,14 @@ def write_report(
     curves: Sequence[TrainingCurve] = (),
     times: Sequence[StageTime] = (),
     facts: Sequence[tuple[str, str]] = (),
-    shown: Sequence[str] = (),
+    provenance: Mapping[str, Sequence[tuple[str, str]]] = NOTHING,
 ) -> None:
-    """Write frontier.json, frontier.png and report.html into `folder`; see `render_page` for the parameters."""
+    """Write frontier.json, frontier.png, frontier.svg and report.html into `folder`; see `render_page`."""
     write_json(folder / "frontier.json", found.to_json(), "frontier.table")
     write_file(folder / "frontier.png", draw_png(found), "frontier.png")
-    page = render_page(found, arms, title=title, curves=curves, times=times, facts=facts, shown=shown)
+    write_file(folder / "frontier.svg", draw_svg(found), "frontier.svg")
+    page = render_page(found, arms, title=title, curves=curves, times=times, facts=facts, provenance=provenance)
     write_file(folder / "report.html", page, "frontier.page")
-
-
-# --- the picture --------------------------------------------------------------------------------------------------
-
-
-def points_of(found: Frontier) -> list[charts.Point]:
-    """The arms as points; arms of one label share a colour."""
-    colours = colours_of([row.label or row.name for row in found.rows])
-    return [
-        charts.Point(
-            name=row.name,
-            x=row.summary.tokens.mean.value,
-            x_low=row.summary.tokens.mean.low,
-            x_high=row.summary.tokens.mean.high,
-            y=row.summary.accuracy.value,
-            y_low=row.summary.accuracy.low,
-            y_high=row.summary.accuracy.high,
-            colour=colours[row.label or row.name],
-            joined=row.non_dominated,
-            parent=row.name == found.parent,
-            note=f"accuracy {interval(row.summary.accuracy, share)}, tokens {interval(row.summary.tokens.mean, count)}",
-        )
-        for row in found.rows
-    ]
-
-
-def colours_of(labels: Sequence[str]) -> dict[str, int]:
-    """A colour per label, in order of first sight; after eight they repeat."""
-    return {label: index % charts.COLOURS for index, label in enumerate(dict.fromkeys(labels))}
-
-
-def draw_png(found: Frontier, *, dpi: int = 160) -> bytes:
-    """The frontier as a PNG: error bars both ways, the non-dominated arms joined, the parent ringed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    points = points_of(found)
-    figure = Figure(figsize=(9, 5.2), dpi=dpi, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    x_range, y_range = charts.ranges(points)
-    axes.set_xlim(*x_range)
-    axes.set_ylim(*y_range)
-    axes.set_xlabel("mean tokens per completion", color="#4b5560")
-    axes.set_ylabel("accuracy (avg@k)", color="#4b5560")
-    legend = f"filled, joined: non-dominated    ring: {found.parent}, the parent    bars: 95% intervals"
-    axes.set_title(legend, loc="left", fontsize=8.5, color="#66707c", pad=10, parse_math=False)
-    axes.grid(color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(length=0, labelcolor="#4b5560", labelsize=9)
-    path = sorted((point.x, point.y) for point in points if point.joined)
-    axes.plot(*zip(*path, strict=True), color="#8a94a0", linewidth=1.4, linestyle=(0, (4, 3)), zorder=2)
-    for point in points:
-        colour = PALETTE[point.colour]
-        axes.errorbar(
-            point.x,
-            point.y,
-            xerr=[[point.x - point.x_low], [point.x_high - point.x]],
-            yerr=[[point.y - point.y_low], [point.y_high - point.y]],
-            color=colour,
-            marker="o",
-            markersize=6.5,
-            markerfacecolor=colour if point.joined else "white",
-            markeredgewidth=1.5,
-            elinewidth=1.2,
-            zorder=3,
-        )
-        if point.parent:
-            axes.plot(point.x, point.y, "o", markersize=13, markerfacecolor="none", markeredgecolor=colour, zorder=3)
-    figure.draw_without_rendering()  # the layout is known only now
-    _label_png(axes, points, dpi)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _label_png(axes: Any, points: Sequence[charts.Point], dpi: int) -> None:
-    zoom = dpi / 100  # pixels of the picture per pixel that place_labels thinks in
-    spots = [tuple(axes.transData.transform((point.x, point.y)) / zoom) for point in points]
-
-    def x(value: float) -> float:
-        return float(axes.transData.transform((value, 0.0))[0] / zoom)
-
-    def y(value: float) -> float:
-        return float(axes.transData.transform((0.0, value))[1] / zoom)
-
-    inside = axes.bbox.extents / zoom
-    places = charts.place_labels(
-        spots,
-        [(charts.CHAR_WIDTH * len(point.name) + 4, 15.0) for point in points],
-        charts.obstacles(points, x, y),
-        (inside[0], inside[1], inside[2], inside[3]),
-    )
-    for point, (label_x, label_y), (spot_x, spot_y) in zip(points, places, spots, strict=True):
-        away = max(abs(label_y - spot_y), abs(label_x - spot_x) - charts.CHAR_WIDTH * len(point.name) / 2) > 22
-        axes.annotate(
-            point.name,
-            (point.x, point.y),
-            xytext=axes.transData.inverted().transform((label_x * zoom, label_y * zoom)),
-            textcoords="data",
-            ha="center",
-            va="center",
-            fontsize=8.5,
-            color="#20262d" if point.joined or point.parent else "#4b5560",
-            fontweight="bold" if point.parent else "normal",
-            arrowprops={"arrowstyle": "-", "color": "#b7bec7", "linewidth": 0.8} if away else None,
-            zorder=4,
-            parse_math=False,
-        )
-
-
-# --- the page -----------------------------------------------------------------------------------------------------
 
 
 def render_page(
@@ -225,188 +86,170 @@ def render_page(
     curves: Sequence[TrainingCurve] = (),
     times: Sequence[StageTime] = (),
     facts: Sequence[tuple[str, str]] = (),
-    shown: Sequence[str] = (),
+    provenance: Mapping[str, Sequence[tuple[str, str]]] = NOTHING,
+    example_bytes: int = BYTES,
 ) -> str:
     """The page as one string of HTML.
 
-    `arms` are those of `found`; `shown` are the arms whose answers stand side by side (default: the parent and
-    `brief_arm`); `facts` are shown under the title as name and value.
+    `arms` are those of `found`; `facts` stand under the title as name and value; `provenance` says of each arm where it
+    comes from (recipe, seed, stage, method, parents, config, hashes), as name and value in order. The problems take at
+    most `example_bytes` of it, see `report_examples`. ValueError for an arm with provenance that is not in `arms`.
     """
-    by_name = {arm.name: arm for arm in arms}
-    brief = brief_arm(found)
-    names = list(shown) or [found.parent, *([brief] if brief else [])]
-    unknown = [name for name in names if name not in by_name]
+    names = [arm.name for arm in arms]
+    unknown = [name for name in provenance if name not in names]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is not an arm of the report; the arms are {', '.join(by_name)}")
-    kinds, examples = pick_examples([by_name[name] for name in names])
-    points = points_of(found)
-    columns = table_columns(found)[1:]
+        raise ValueError(f"provenance: {unknown[0]!r} is not an arm of the report; the arms are {', '.join(names)}")
+    brief = brief_arm(found)
+    difficulty = difficulty_of(arms, found.parent)
+    shown = examples(arms, difficulty.bin_of, example_bytes)
+    panels = training_panels(curves)
+    data = {
+        **figures(found, arms, difficulty),
+        "brief": None if brief is None else names.index(brief),
+        "panels": panels,
+        "problems": shown.to_json(),
+    }
+    plotly, script = plotly_js(), page_script()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["typeset"] = typeset
-    template = environment.from_string(files("long2short").joinpath("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
-        title=visible(title),
-        facts=[(visible(name), visible(value)) for name, value in facts],
+    environment.filters.update(typeset=typeset, visible=visible)
+    columns = table_columns(found)[1:]
+    return environment.from_string(asset("report.html.j2")).render(
+        title=title,
+        style=Markup(asset("report.css")),
+        policy=" ".join(script_hash(text) for text in (script, plotly)),
+        plotly=Markup(plotly),
+        script=Markup(script),
+        data=json_block(data),
+        facts=facts,
         headline=headline(found, brief),
+        tiles=tiles(found, brief),
         parent=found.parent,
-        scatter=charts.scatter(points),
-        tables=(columns[:4], columns[4:]),
-        rows=list(zip(found.rows, points, strict=True)),
+        scatter=charts.scatter(points_of(found)),
+        families=_legend(found),
+        tables=[[(column, head_of(column)) for column in block] for block in blocks(columns, found.rows)],
+        rows=found.rows,
         comparisons=[line for line in comparison_lines(found) if line],
         notes=notes(found, mark="Filled dot:"),
-        histograms=_histograms(arms, points),
-        panels=_panels(curves, {point.name: point.colour for point in points}),
-        names=names,
-        kinds=kinds,
-        examples=examples,
+        difficulty=difficulty,
+        panels=panels,
+        examples=shown,
+        provenance=[(name, provenance[name]) for name in names if name in provenance],
         times=_times(times),
         total=duration(sum(time.seconds for time in times)),
     )
 
 
-def brief_arm(found: Frontier, tolerance: float = 0.03) -> str | None:
+# --- what the page is made of ---------------------------------------------------------------------------------------
+
+
+@cache
+def asset(name: str) -> str:
+    """A file of this package that goes into the page."""
+    return files("long2short").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def page_script() -> str:
+    """The page's own script: its three files in one function, so that none of their names is global."""
+    parts = [asset(name) for name in ("report.js", "report_charts.js", "report_browser.js")]
+    return '"use strict";\n(() => {\n' + "\n".join(parts) + "\nstart();\n})();\n"
+
+
+@cache
+def plotly_js() -> str:
+    """plotly.js as the plotly package carries it: 4.8 MB, one script that is inert until it is called."""
+    from importlib.util import find_spec
+
+    spec = find_spec("plotly")  # not imported: the package itself takes a second and is not needed
+    assert spec is not None and spec.origin is not None
+    return (Path(spec.origin).parent / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+
+
+def script_hash(text: str) -> str:
+    """The source expression of a content security policy that allows this inline script: `'sha256-…'`."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+# --- what it says ---------------------------------------------------------------------------------------------------
+
+
+def brief_arm(found: Frontier, tolerance: float = TOLERANCE) -> str | None:
     """The arm to show beside the parent: fewest tokens among those at most `tolerance` less accurate, else the most
     accurate other arm; None if the parent is alone."""
     others = [row for row in found.rows if row.name != found.parent]
-    floor = found.row(found.parent).summary.accuracy.value - tolerance
-    close = [row for row in others if row.summary.accuracy.value >= floor]
+    close = [row for row in others if _close(found, row, tolerance)]
     if close:
         return min(close, key=lambda row: row.summary.tokens.mean.value).name
     return max(others, key=lambda row: row.summary.accuracy.value).name if others else None
 
 
-def headline(found: Frontier, brief: str | None) -> list[str]:
-    """One or two sentences that say what came out."""
-    base = found.row(found.parent)
-    lines = [f"{base.name}, the parent, is right in {_said(base)}."]
-    if brief is not None and (difference := found.row(brief).difference) is not None:
-        tokens = typeset(interval(difference.tokens_relative, signed_percent))
-        accuracy = typeset(interval(difference.accuracy, signed))
-        said = _said(found.row(brief))
-        lines.append(f"{brief} is right in {said}: tokens {tokens}, accuracy {accuracy}, on the same problems.")
+def _close(found: Frontier, row: FrontierRow, tolerance: float) -> bool:
+    return row.summary.accuracy.value >= found.row(found.parent).summary.accuracy.value - tolerance
+
+
+def headline(found: Frontier, brief: str | None, tolerance: float = TOLERANCE) -> list[str]:
+    """A sentence or two: which arm the large figures are about and why, and which arms are non-dominated.
+
+    Example: "brief is the briefest of 3 arms at most 0.03 less accurate than teacher."
+    """
+    front = [row.name for row in sorted(found.rows, key=lambda row: row.summary.tokens.mean.value) if row.non_dominated]
+    lines = []
+    if brief is None:
+        summary = found.row(found.parent).summary
+        lines.append(
+            f"{found.parent} alone: right in {percent(summary.accuracy.value)} of its answers, "
+            f"with {count(summary.tokens.mean.value)} tokens on average."
+        )
+    elif _close(found, found.row(brief), tolerance):
+        close = sum(_close(found, row, tolerance) for row in found.rows if row.name != found.parent)
+        which = f"the briefest of {close} arms" if close > 1 else "the only arm"
+        lines.append(f"{brief} is {which} at most {tolerance} less accurate than {found.parent}.")
+    else:
+        lines.append(
+            f"No arm is at most {tolerance} less accurate than {found.parent}; {brief} is the most accurate other one."
+        )
+    lines.append(f"Non-dominated, from brief to long: {', '.join(front)}.")
     return lines
 
 
-def _said(row: FrontierRow) -> str:
-    accuracy, tokens = percent(row.summary.accuracy.value), count(row.summary.tokens.mean.value)
-    return f"{accuracy} of its answers, with {tokens} tokens on average"
+def tiles(found: Frontier, brief: str | None) -> list[tuple[str, str, str]]:
+    """The same in large figures: (figure, what it is, its interval or what it is compared with)."""
+    if brief is None or (difference := found.row(brief).difference) is None:
+        return []
+
+    def change(what: str, estimate: Estimate, form: Callable[[float], str]) -> tuple[str, str, str]:
+        span = f"95% interval {form(estimate.low)} to {form(estimate.high)}"
+        return typeset(form(estimate.value)), what, typeset(span)
+
+    arms = found.row(found.parent).summary, found.row(brief).summary
+    lengths = [count(summary.tokens.mean.value) for summary in arms]
+    rights = [percent(summary.accuracy.value) for summary in arms]
+    return [
+        change("tokens", difference.tokens_relative, signed_percent),
+        change("accuracy", difference.accuracy, signed),
+        (f"{lengths[0]} → {lengths[1]}", "mean tokens", f"{found.parent} → {brief}"),
+        (f"{rights[0]} → {rights[1]}", "right", f"{found.parent} → {brief}"),
+    ]
 
 
-def typeset(text: str) -> str:
-    """A minus sign for the hyphen before a number, for the page: "[-1.5%, 2%]" -> "[−1.5%, 2%]"."""
-    return re.sub(r"-(?=\d)", "\u2212", text)
+def _legend(found: Frontier) -> dict[str, int]:
+    """What the colours of the static picture mean; nothing where they mean an arm each, or are one."""
+    named = families(found)
+    return named if len(named) > 1 and any(row.label for row in found.rows) else {}
 
 
-def pick_examples(arms: Sequence[Arm], quota: int = 2) -> tuple[list[tuple[str, int]], list[Example]]:
-    """Problems answered side by side, and how many problems are of each kind.
-
-    The first sample of each arm counts, and problems come in the order of the test set: the first `quota` of each kind
-    are shown, so that nothing is picked by hand. Kinds: who is right; problems with an undecided answer are left out.
-    """
-    if len(arms) < 2:
-        return [], []
-    answers = [{group.problem.id: group.rollouts[0] for group in arm.groups} for arm in arms]
-    counts: Counter[str] = Counter()
-    examples: dict[str, list[Example]] = {}
-    for group in arms[0].groups:
-        problem = group.problem
-        rollouts = [by_id[problem.id] for by_id in answers]
-        if not all(rollout.verdict.decided for rollout in rollouts):
-            continue
-        kind = _kind([arm.name for arm in arms], rollouts)
-        counts[kind] += 1
-        found = examples.setdefault(kind, [])
-        if len(found) < quota:
-            shown = [_answer(arm.name, rollout) for arm, rollout in zip(arms, rollouts, strict=True)]
-            question, reference = readable(problem.text), readable(problem.answer)
-            found.append(Example(kind, visible(problem.id), problem.level, question, reference, tuple(shown)))
-    order = counts.most_common()
-    return order, [example for kind, _ in order for example in examples[kind]]
-
-
-def _kind(names: Sequence[str], rollouts: Sequence[Rollout]) -> str:
-    right = [name for name, rollout in zip(names, rollouts, strict=True) if rollout.right]
-    if len(right) == len(names):
-        return "both right" if len(names) == 2 else "all right"
-    return f"only {' and '.join(right)} right" if right else ("both wrong" if len(names) == 2 else "all wrong")
-
-
-def _answer(arm: str, rollout: Rollout) -> Answer:
-    reason = rollout.completion.finish_reason
-    return Answer(
-        arm=arm,
-        verdict=str(rollout.verdict.outcome),
-        reason=readable(rollout.verdict.reason, 300),
-        tokens=rollout.num_tokens,
-        ended="" if reason is FinishReason.STOP else {FinishReason.LENGTH: "truncated"}.get(reason, str(reason)),
-        text=readable(rollout.completion.text),
-    )
-
-
-def visible(text: str) -> str:
-    """Text from outside with every character that hides or reorders text shown by its code.
-
-    Control characters, marks of direction, zero-width characters and lone surrogates: NUL becomes ⟨U+0000⟩, a
-    right-to-left override ⟨U+202E⟩. Newlines, tabs and the joiners that scripts need stay.
-    """
-    return "".join(f"⟨U+{ord(character):04X}⟩" if _hides(character) else character for character in text)
-
-
-def _hides(character: str) -> bool:
-    kept = "\n\t\u200c\u200d"
-    return character not in kept and unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
-
-
-def readable(text: str, limit: int = TEXT_LIMIT) -> str:
-    """What the page shows of a text from outside: `shortened`, then `visible`."""
-    return visible(shortened(text, limit))
-
-
-def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
-    """At most `limit` characters of a text, three quarters from its start; what is left out is counted in its place."""
-    if len(text) <= limit:
-        return text
-    head, tail = limit * 3 // 4, limit // 4
-    return f"{text[:head]}\n[… {len(text) - head - tail:,} characters left out …]\n{text[-tail:]}"
-
-
-def _histograms(arms: Sequence[Arm], points: Sequence[charts.Point]) -> list[tuple[Arm, Markup]]:
-    edges = charts.bins(max(length for arm in arms for group in arm.groups for length in group.num_tokens))
-    drawn = []
-    for arm, point in zip(arms, points, strict=True):
-        rollouts = [rollout for group in arm.groups for rollout in group.rollouts]
-        right = [rollout.num_tokens for rollout in rollouts if rollout.right]
-        others = [rollout.num_tokens for rollout in rollouts if not rollout.right]
-        chart = charts.histogram(right, others, edges, mean=arm.summary.tokens.mean.value, colour=point.colour)
-        drawn.append((arm, chart))
-    return drawn
-
-
-def _panels(curves: Sequence[TrainingCurve], arms: Mapping[str, int]) -> list[tuple[str, list[charts.Series], Markup]]:
-    """A chart per measure over all stages that have it. Loss only for stages without a reward: RL's says nothing."""
-    panels = []
-    colours = _curve_colours([curve.name for curve in curves], arms)
-    for key, label in PANELS:
-        series = []
-        for curve in curves:
-            if key == "loss" and any("reward" in row for row in curve.rows):
-                continue
-            values = tuple((row["step"], row[key]) for row in curve.rows if isinstance(row.get(key), int | float))
-            if values:
-                series.append(charts.Series(curve.name, colours[curve.name], values))
-        if series:
-            panels.append((label, series, charts.lines(series, label)))
-    return panels
-
-
-def _curve_colours(names: Sequence[str], arms: Mapping[str, int]) -> dict[str, int]:
-    """A stage has the colour of the arm it trained, unless another stage has it: then one that is free."""
-    colours: dict[str, int] = {}
-    for name in names:
-        free = [colour for colour in range(charts.COLOURS) if colour not in colours.values()]
-        wanted = arms.get(name)
-        colours[name] = wanted if wanted in free else (free[0] if free else len(colours) % charts.COLOURS)
-    return colours
+def blocks(columns: Sequence[Column], rows: Sequence[FrontierRow], width: int = TABLE_WIDTH) -> list[list[Column]]:
+    """The columns in blocks, one table each, that are at most `width` characters wide with 24 for the arm's name."""
+    found: list[list[Column]] = []
+    used = 0
+    for column in columns:
+        size = 3 + max(map(len, (column.head, column.unit, *(column.cell(row) for row in rows))))
+        if not found or used + size > width:
+            found.append([])
+            used = 24
+        found[-1].append(column)
+        used += size
+    return found
 
 
 def _times(times: Sequence[StageTime]) -> list[tuple[StageTime, str, float]]:

@@ -40,6 +40,7 @@ SUPPORTED: dict[str, tuple[str, str]] = {
     "rich": ("14", ""),
     "jinja2": ("3.1", ""),
     "matplotlib": ("3.10", ""),
+    "plotly": ("7.1", "8"),
 }
 VLLM = ("0.26", "0.33")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")

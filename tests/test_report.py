@@ -1,15 +1,12 @@
-"""long2short/report.py and charts.py: the picture, and a page that hostile model text cannot break.
-
-The page is opened in a headless chromium where one is installed.
-"""
+"""long2short/report.py, report_data.py, report_examples.py, report_text.py: what the page holds, and that hostile model
+text cannot break it. In a browser: test_report_page.py. The pictures: test_report_pictures.py."""
 
 from __future__ import annotations
 
-import html
-import itertools
-import random
+import base64
+import hashlib
+import json
 import re
-import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -17,37 +14,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from long2short import charts, report
-from long2short.frontier import Arm, frontier
-from long2short.report import StageTime, TrainingCurve
-from rl.evaluate import summarize
-from rl.tasks import tiny
-from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
-
-PIECES = (
-    "<script>window.hacked=1</script>",
-    "<img src=x onerror=\"window.hacked=1\"><svg/onload='window.hacked=1'>",
-    "</pre></div><iframe src='https://example.com'></iframe><style>body{display:none}</style>",
-    "abc \u202edcba\u202c \u2066x\u2069 NUL \x00 bell \x07 BOM \ufeff lone \ud800 end",
-    "{{ 7*7 }}{% raw %} ]]> <!-- &lt;b&gt; مرحبا 你好",
+from long2short import report, report_data
+from long2short.frontier import Column, Frontier, frontier, table_columns
+from long2short.report import plotly_js
+from long2short.report_data import (
+    accuracy_under,
+    budget_grid,
+    difficulty_of,
+    head_of,
+    histogram,
+    length_bins,
+    level_ranges,
+    round_width,
+    thinned,
+    training_panels,
 )
-HOSTILE = ("\n".join(PIECES), "L" * 100_000)
-
-
-def make_arm(name, chance, tokens, texts=("1+1=2 </think>02",), label="", problems=30, samples=2):
-    rng = random.Random(name)
-    groups = []
-    for number in range(problems):
-        rollouts = []
-        for sample in range(samples):
-            length = max(1, round(rng.gauss(tokens, tokens / 8)))
-            verdict = Verdict(Outcome.RIGHT) if rng.random() < chance else Verdict(Outcome.WRONG, texts[0][:40])
-            text = texts[(number + sample) % len(texts)]
-            reason = FinishReason.STOP if verdict.right else FinishReason.LENGTH
-            rollouts.append(Rollout(Completion(text, tuple(range(length)), (0.0,) * length, reason), verdict))
-        problem = Problem(f"p{number}", (TextPart(f"01+01 {texts[number % len(texts)]}"),), "02", level=2)
-        groups.append(RolloutGroup(problem, (1,), tuple(rollouts)))
-    return Arm(name, tuple(groups), summarize(groups, tiny.TASK), label)
+from long2short.report_examples import BYTES, evenly_within, examples
+from long2short.report_text import json_text, shortened, typeset, visible
+from rl.budget_curve import truncated_accuracy
+from rl.runs import read_json
+from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
+from tests.report_world import CURVES, HOSTILE, TIMES, make_arm
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +44,6 @@ def arms():
         make_arm("brief", 0.78, 30, HOSTILE, "length-rl"),
         make_arm("guess", 0.3, 4, HOSTILE),
     ]
-
-
-CURVES = (
-    TrainingCurve(
-        "teacher", tuple({"step": i, "reward": i / 9, "accuracy": 0.5, "tokens_mean": 9.0 + i} for i in range(9))
-    ),
-    TrainingCurve("brief", ({"step": 1, "reward": 0.5, "accuracy": None, "loss": 1.0},)),
-    TrainingCurve("sft", ({"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0})),
-)
-TIMES = (StageTime("teacher", "grpo", 171.3), StageTime("<b>sft</b>", "sft", 3.2, reused=True))
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +57,22 @@ def folder(arms, tmp_path_factory):
         curves=CURVES,
         times=TIMES,
         facts=[("recipe", "<i>tiny</i>")],
+        provenance={"brief": [("parents", "teacher <0a1b>"), ("weights", "sha256 9f86")]},
     )
     return path
 
 
+@pytest.fixture(scope="module")
+def page(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
 class Tags(HTMLParser):
-    """Every tag with its attributes, and whether each opened tag is closed in order."""
+    """Every tag with its attributes, the text of each script, and whether each opened tag is closed in order."""
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.seen, self.attributes = [], [], []
+        self.open, self.seen, self.attributes, self.scripts = [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -97,6 +80,8 @@ class Tags(HTMLParser):
         self.attributes += [(tag, *attribute) for attribute in attrs]
         if tag not in {"meta", "link"}:
             self.open.append(tag)
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
 
     def handle_startendtag(self, tag, attrs):
         self.seen.append(tag)
@@ -105,112 +90,127 @@ class Tags(HTMLParser):
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            attributes, text = self.scripts[-1]
+            self.scripts[-1] = (attributes, text + data)
 
-def test_the_page_is_one_well_formed_document_without_anything_active(folder):
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    tags = Tags(page)
+
+@pytest.fixture(scope="module")
+def tags(page):
+    return Tags(page)
+
+
+@pytest.fixture(scope="module")
+def data(tags):
+    return json.loads(tags.scripts[0][1])
+
+
+def test_the_page_is_one_well_formed_document_that_loads_nothing(page, tags):
     assert tags.open == []
-    assert not {"script", "iframe", "img", "object", "embed", "form", "base"} & set(tags.seen)
-    assert page.count("<style") == 1
+    assert not {"iframe", "img", "object", "embed", "form", "base"} & set(tags.seen)
+    assert tags.seen.count("style") == 1
     for tag, name, value in tags.attributes:
         assert not name.startswith("on")
         assert name not in {"src", "action", "xlink:href"}
-        assert name != "href" or (tag, value) == ("link", "data:,")
-    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in page
-    assert not re.search(r"url\(|@import|https?://(?!example\.com)", page)
+        assert name != "href" or (tag, value) == ("link", "data:,") or (tag == "a" and re.fullmatch(r"#[a-z]+", value))
+    # Outside the scripts: plotly.js names the map services that a map would ask, the data quote whatever was said.
+    shown = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"url\(|@import|https?://", shown)
 
 
-def test_hostile_text_is_shown_not_obeyed(folder):
-    page = html.unescape((folder / "report.html").read_text(encoding="utf-8"))
-    assert "<script>window.hacked=1</script>" in page  # unescaped by this test: the page shows it as text
-    assert (
-        "abc ⟨U+202E⟩dcba⟨U+202C⟩ ⟨U+2066⟩x⟨U+2069⟩ NUL ⟨U+0000⟩ bell ⟨U+0007⟩ BOM ⟨U+FEFF⟩ lone ⟨U+D800⟩ end" in page
+def test_the_policy_allows_the_two_scripts_by_hash_and_nothing_else(tags):
+    (policy,) = [value for tag, name, value in tags.attributes if name == "content" and "default-src" in (value or "")]
+    kinds = [attributes for attributes, _ in tags.scripts]
+    assert kinds == [{"type": "application/json", "id": "data"}, {}, {}]
+    hashes = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for _, text in tags.scripts[1:]
+    ]
+    assert policy == (
+        f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
     )
-    assert "{{ 7*7 }}" in page
-    assert "مرحبا 你好" in page
-    assert "[… 92,000 characters left out …]" in page
-    assert len(page) < 600_000
 
 
-def test_the_page_holds_what_it_should(folder, arms):
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    for section in ("frontier", "table", "lengths", "training", "examples", "times"):
-        assert f'<section id="{section}">' in page
-    assert page.count("<svg") == 1 + len(arms) + 4  # frontier, histograms, reward, accuracy, mean tokens, loss
+def without_plotly(page):
+    return page.replace(plotly_js(), "")
+
+
+def test_hostile_text_is_data_and_shown_by_code(page, data):
+    assert page.count("window.hacked") == page.count("window.hacked=1")
+    inside = page[page.index('id="data">') + 10 : page.index("</script>", page.index('id="data">'))]
+    assert not re.search("[<>&\u2028\u2029]", inside)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]", without_plotly(page))
+    text = data["problems"]["rows"][0]["samples"][0][0][3]
+    assert text.startswith("<script>window.hacked=1</script>\n<img src=x onerror=")
+    assert "abc ⟨U+202E⟩dcba⟨U+202C⟩ ⟨U+2066⟩x⟨U+2069⟩ NUL ⟨U+0000⟩ bell ⟨U+0007⟩ BOM ⟨U+FEFF⟩ lone ⟨U+D800⟩" in text
+    assert "{{ 7*7 }}{% raw %}" in text
+    assert "مرحبا 你好" in text
+    assert "[… 92,000 characters left out …]" in data["problems"]["rows"][0]["samples"][0][1][3]
+
+
+def test_the_page_holds_what_it_should(page, data):
+    for section in (
+        "frontier",
+        "table",
+        "budget",
+        "lengths",
+        "difficulty",
+        "training",
+        "problems",
+        "provenance",
+        "times",
+    ):
+        assert re.search(f'<section id="{section}"', page), section
+        assert f'href="#{section}"' in page
+    assert page.count('<svg viewBox="0 0 980 500"') == 1  # the picture without JavaScript
+    tables = page.count('<table class="arms">')
+    assert page.count('class="front"') + page.count('class="dominated"') == 3 * tables + 1  # and the picture's line
     assert "brief against guess" in page
     assert "2 min 51 s" in page
-    assert "% truncated</span>" in page
-    assert "tokens, truncated</span>" in page
-    # Loss is drawn for SFT only; a stage with a reward says nothing by its loss.
-    assert page.count("<title>sft</title>") == 1
-    assert page.count("<title>brief</title>") == 1  # reward: its accuracy is null
+    assert "&lt;i&gt;tiny&lt;/i&gt;" in page
+    assert "<dt>parents</dt><dd>teacher &lt;0a1b&gt;</dd>" in page
+    assert "All 30 problems." in page
+    assert [arm["name"] for arm in data["arms"]] == ["teacher", "brief", "guess"]
+    assert (data["parent"], data["brief"]) == (0, 1)
+    assert data["arms"][1]["hover"][0][0] == "accuracy, 95% interval"
+    # Loss is drawn for SFT only; a stage with a reward says nothing by its loss. A null accuracy is no point.
+    panels = {panel["label"]: [line["name"] for line in panel["lines"]] for panel in data["panels"]}
+    assert panels == {
+        "reward": ["teacher", "brief"],
+        "accuracy": ["teacher"],
+        "mean tokens": ["teacher"],
+        "loss": ["sft"],
+    }
 
 
 def test_files_are_written_and_the_json_is_the_frontier(folder, arms):
-    from long2short.frontier import Frontier
-    from rl.runs import read_json
-
-    assert sorted(path.name for path in folder.iterdir()) == ["frontier.json", "frontier.png", "report.html"]
+    names = ["frontier.json", "frontier.png", "frontier.svg", "report.html"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert Frontier.from_json(read_json(folder / "frontier.json")) == frontier(arms, "teacher", [("brief", "guess")])
 
 
-def test_the_png_is_a_picture_of_the_points(arms):
-    found = frontier(arms, "teacher")
-    data = report.draw_png(found, dpi=60)
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    assert data == report.draw_png(found, dpi=60)
-    import io
-
-    from matplotlib.image import imread
-
-    pixels = imread(io.BytesIO(data))
-    assert pixels.shape[:2] == (312, 540)
-    # Hollow points keep the colour of their ring; every arm here has a colour of its own, and each is in the picture.
-    for colour in report.PALETTE[: len(arms)]:
-        wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        assert (abs(pixels[:, :, :3] - wanted).max(axis=2) < 0.02).sum() > 10
+def test_the_numbers_of_an_arm_are_those_of_its_groups(data, arms):
+    for shown, arm in zip(data["arms"], arms, strict=True):
+        rollouts = [rollout for group in arm.groups for rollout in group.rollouts]
+        assert sum(shown["right"]) == sum(rollout.right for rollout in rollouts)
+        assert sum(shown["right"]) + sum(shown["others"]) == len(rollouts)
+        assert shown["accuracy"][0] == pytest.approx(arm.summary.accuracy.value, abs=1e-4)
+        assert shown["budget"][-1] == pytest.approx(arm.summary.accuracy.value, abs=1e-4)
+        assert shown["budget"] == sorted(shown["budget"])
 
 
-def test_one_arm_alone_has_a_page_and_a_picture():
+def test_one_arm_alone_has_a_page():
     arm = make_arm("only", 1.0, 10, samples=1, problems=1)
     found = frontier([arm], "only")
     page = report.render_page(found, [arm], title="one")
-    assert '<section id="examples">' not in page
-    assert '<section id="training">' not in page
-    assert report.draw_png(found, dpi=40)[:4] == b"\x89PNG"
-
-
-def test_examples_are_the_first_of_each_kind(arms):
-    kinds, examples = report.pick_examples(arms[:2])
-    assert sum(number for _, number in kinds) == 30
-    assert kinds == sorted(kinds, key=lambda kind: -kind[1])
-    by_kind = {kind: [one for one in examples if one.kind == kind] for kind, _ in kinds}
-    for kind, number in kinds:
-        assert len(by_kind[kind]) == min(2, number)
-    both = [g.problem.id for g, h in zip(arms[0].groups, arms[1].groups, strict=True) if g.right[0] and h.right[0]]
-    assert [one.problem for one in by_kind["both right"]] == both[:2]
-    assert set(by_kind) <= {"both right", "only teacher right", "only brief right", "both wrong"}
-    first = by_kind["both right"][0]
-    group = next(group for group in arms[0].groups if group.problem.id == first.problem)
-    assert (first.answers[0].arm, first.answers[0].tokens) == ("teacher", group.rollouts[0].num_tokens)
-
-
-def test_examples_of_three_arms_and_undecided_ones(arms):
-    kinds, _ = report.pick_examples(arms)
-    assert {kind for kind, _ in kinds} <= {
-        "all right",
-        "all wrong",
-        *(
-            f"only {' and '.join(names)} right"
-            for n in (1, 2)
-            for names in itertools.combinations(["teacher", "brief", "guess"], n)
-        ),
-    }
-    first = arms[0].groups[0]
-    undecided = replace(first.rollouts[0], verdict=Verdict.undecided(JudgeFailure.CRASH))
-    groups = (replace(first, rollouts=(undecided, *first.rollouts[1:])), *arms[0].groups[1:])
-    kinds, _ = report.pick_examples([replace(arms[0], groups=groups), arms[1]])
-    assert sum(number for _, number in kinds) == 29
+    assert '<section id="training"' not in page
+    assert '<section id="provenance"' not in page
+    assert (
+        f"only alone: right in 100.0% of its answers, with {arm.groups[0].num_tokens[0]}.0 tokens on average." in page
+    )
+    with pytest.raises(ValueError, match="provenance: 'nobody' is not an arm of the report; the arms are only"):
+        report.render_page(found, [arm], title="one", provenance={"nobody": []})
 
 
 def test_the_brief_arm_is_short_but_not_much_worse(arms):
@@ -219,102 +219,222 @@ def test_the_brief_arm_is_short_but_not_much_worse(arms):
     assert report.brief_arm(found, tolerance=close + 1e-9) == "brief"
     assert report.brief_arm(found, tolerance=1.0) == "guess"
     assert report.brief_arm(frontier(arms[::2], "teacher")) == "guess"  # none is close: the most accurate other one
-    with pytest.raises(ValueError, match="'nobody' is not an arm of the report"):
-        report.render_page(found, arms, title="t", shown=["teacher", "nobody"])
+    assert (
+        report.headline(found, "guess", 1.0)[0]
+        == "guess is the briefest of 2 arms at most 1.0 less accurate than teacher."
+    )
+    assert report.headline(frontier(arms[::2], "teacher"), "guess") == [
+        "No arm is at most 0.03 less accurate than teacher; guess is the most accurate other one.",
+        "Non-dominated, from brief to long: guess, teacher.",
+    ]
+    assert [what for _, what, _ in report.tiles(found, "guess")] == ["tokens", "accuracy", "mean tokens", "right"]
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def group_of(*samples, problem="p", level=None):
+    """A group of (right, tokens); right None: undecided."""
+    rollouts = []
+    for right, tokens in samples:
+        verdict = (
+            Verdict.undecided(JudgeFailure.CRASH)
+            if right is None
+            else Verdict(Outcome.RIGHT if right else Outcome.WRONG)
+        )
+        rollouts.append(Rollout(Completion("x", (0,) * tokens, (0.0,) * tokens, FinishReason.STOP), verdict))
+    return RolloutGroup(Problem(problem, (TextPart("?"),), "1", level=level), (1,), tuple(rollouts))
+
+
+def test_accuracy_under_a_budget():
+    assert accuracy_under([group_of((True, 10), (True, 30))], [9, 10, 29, 30]) == [0, 0.5, 0.5, 1]
+    # Undecided samples leave the average; a problem without a decided one leaves it too.
+    groups = [group_of((True, 5), (None, 1), problem="a"), group_of((None, 1), problem="b")]
+    assert accuracy_under(groups, [4, 5]) == [0, 1]
+
+
+def test_accuracy_under_a_budget_is_that_of_the_budget_curve(arms):
+    budgets = [3, 20, 70, 90]
+    for arm in arms:
+        curve = truncated_accuracy(arm.groups, budgets)
+        assert accuracy_under(arm.groups, budgets) == pytest.approx([point.accuracy.value for point in curve.points])
+
+
+def test_budget_grid():
+    assert budget_grid(1, 64, 4) == [1, 4, 16, 64]
+    assert budget_grid(0, 3) == [1, 2, 3]
+    assert budget_grid(5, 5) == [5]
+    assert len(budget_grid(16, 32_768)) == report_data.BUDGETS
+
+
+def test_length_bins():
+    assert length_bins([[3, 9]], 4) == [0, 5, 10]
+    assert [round_width(width) for width in (0.3, 1, 1.1, 13, 21, 100)] == [1, 1, 2, 20, 50, 100]
+    wide = length_bins([[8, 9, 12], [4000, 8000]])
+    assert wide[0] == 8 and wide[-1] > 8000
+    assert sum(edge < 100 for edge in wide) > 12  # in equal bins all brief ones would be in the first
+    assert histogram([0, 2, 3], [0, 3, 6]) == [2, 1]
+
+
+@given(st.lists(st.lists(st.integers(0, 40_000), min_size=1), min_size=1, max_size=4))
+def test_every_length_has_a_bin(lengths):
+    edges = length_bins(lengths)
+    assert edges == sorted(set(edges))
+    assert len(edges) <= report_data.BINS + 3
+    for own in lengths:
+        assert sum(histogram(own, edges)) == len(own)
+
+
+def test_difficulty_is_the_level_or_how_often_the_parent_is_right():
+    groups = [group_of((True, 1), problem=str(level), level=level) for level in (3, 1, 2)]
+    arm = make_arm("a", 1.0, 5)
+    found = difficulty_of([replace(arm, groups=tuple(groups))], "a")
+    assert (found.by, found.labels, found.of_parent) == ("level", ("1", "2", "3"), False)
+    assert found.bin_of == {"1": 0, "2": 1, "3": 2}
+    # One level is none. 2 of 3 and 1 of 3 are both in the middle; an undecided sample is no sample.
+    rows = {"all": (1, 1, 1), "most": (1, 1, 0), "few": (1, 0, 0), "none": (0, None, 0), "unknown": (None, None, None)}
+    made = [
+        group_of(*((None if one is None else bool(one), 9) for one in row), problem=name, level=7)
+        for name, row in rows.items()
+    ]
+    found = difficulty_of([replace(arm, groups=tuple(made))], "a")
+    assert (found.by, found.of_parent) == ("how often a is right", True)
+    assert found.labels == ("always right", "a third to two thirds", "never right")
+    assert found.bin_of == {"all": 0, "most": 1, "few": 1, "none": 2}
+    bins = report_data.by_difficulty(made, found)
+    assert [None if one is None else one[0] for one in bins] == [1, 0.5, 0]
+    assert report_data.by_difficulty(made[:1], found)[1:] == [None, None]
+
+
+def test_level_ranges_hold_about_as_many_problems_each():
+    assert level_ranges([1, 1, 2, 3]) == [(1, 1), (2, 2), (3, 3)]
+    assert level_ranges([1, 1, 2, 3], most=2) == [(1, 1), (2, 3)]
+    ranges = level_ranges(list(range(100)))
+    assert (len(ranges), ranges[0], ranges[-1]) == (10, (0, 9), (90, 99))
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=200), st.integers(1, 12))
+def test_every_level_is_in_one_range(levels, most):
+    ranges = level_ranges(levels, most)
+    assert len(ranges) <= most
+    for level in levels:
+        assert sum(low <= level <= high for low, high in ranges) == 1
+
+
+def test_long_training_curves_are_thinned():
+    assert thinned([1, 2, 3, 4, 5], 3) == [1, 3, 5]
+    curve = report.TrainingCurve(
+        "a", tuple({"step": i, "reward": float(i), "tokens_mean": float("nan")} for i in range(9_999))
+    )
+    (panel,) = training_panels([curve])
+    line = panel["lines"][0]
+    assert (len(line["x"]), line["x"][0], line["x"][-1]) == (report_data.CURVE_POINTS, 0, 9_998)
+
+
+def test_titles_of_columns():
+    heads = [("tokens", "median"), ("tokens per", "right answer"), ("trun-", "cated"), ("AES", "")]
+    said = [head_of(Column(head, unit, lambda row: "")) for head, unit in heads]
+    assert said == ["tokens, median", "tokens per right answer", "truncated", "AES"]
+
+
+def test_columns_are_in_blocks_that_fit(arms):
+    found = frontier(arms, "teacher")
+    columns = table_columns(found)[1:]
+    parts = report.blocks(columns, found.rows)
+    assert [column for part in parts for column in part] == list(columns)
+    assert 2 <= len(parts) <= 4
+    assert [column.head for column in parts[0]][:4] == ["accuracy", "tokens", "Δ accuracy", "Δ tokens"]
+    assert [len(part) for part in report.blocks(columns, found.rows, width=1)] == [1] * len(columns)
+
+
+# --- the problems ---------------------------------------------------------------------------------------------------
+
+
+def test_problems_are_left_out_evenly_where_the_page_would_be_too_large(arms):
+    assert evenly_within([10, 10, 10, 10], 25) == [1, 3]
+    assert evenly_within([10, 10, 10, 10], 40) == [0, 1, 2, 3]
+    assert evenly_within([100], 25) == []
+    everything = examples(arms, {})
+    assert (len(everything.rows), everything.problems, everything.samples) == (30, 30, 2)
+    size = len(json_text(everything.rows).encode())
+    some = examples(arms, {}, size * 9 // 10)
+    assert 24 <= len(some.rows) < 30
+    assert len(json_text(some.rows).encode()) <= size * 9 // 10
+    assert some == examples(arms, {}, size * 9 // 10)
+    few = examples(arms, {}, size // 3)  # too few problems with both samples: the first of each
+    assert (few.samples, few.all_samples) == (1, 2)
+    assert len(examples(arms, {}, 1).rows) == 1
+    page = report.render_page(frontier(arms, "teacher"), arms, title="t", example_bytes=size * 9 // 10)
+    assert f"{len(some.rows)} of 30 problems, evenly over the test set" in page
+    page = report.render_page(frontier(arms, "teacher"), arms, title="t", example_bytes=size // 3)
+    assert "The first 1 of 2 samples of each." in page
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.integers(1, 3_000))
+def test_what_is_kept_fits_and_is_in_order(sizes, limit):
+    kept = evenly_within(sizes, limit)
+    assert kept == sorted(set(kept))
+    assert sum(sizes[index] for index in kept) <= limit
+    if sum(sizes) <= limit:
+        assert len(kept) == len(sizes)
+
+
+def test_a_row_has_every_arm_in_order_of_the_first(arms):
+    turned = replace(arms[1], groups=arms[1].groups[::-1])
+    assert examples([arms[0], turned], {"p0": 3}) == examples(arms[:2], {"p0": 3})
+    row = examples(arms[:2], {"p0": 3}).rows[0]
+    assert (row["id"], row["level"], row["bin"], row["answer"]) == ("p0", 2, 3, "02")
+    rollout = arms[1].groups[0].rollouts[1]
+    assert row["samples"][1][1][:2] == [0 if rollout.right else 1, rollout.num_tokens]
+
+
+def test_a_page_of_twenty_arms_and_ten_thousand_completions_is_small_enough():
+    """Measured: 10.2 MB with 430 characters a completion. The limit is 15 MB."""
+    text = "so we add 07 + 15 and carry; <think> wait: " * 10
+    one = make_arm("arm-0", 0.5, 40, (text,), problems=125, samples=4)
+    arms = [replace(one, name=f"arm-{number}") for number in range(20)]
+    page = report.render_page(frontier(arms, "arm-0"), arms, title="large")
+    assert "All 125 problems." in page
+    assert 9_000_000 < len(page.encode()) < 12_000_000
+    # Texts twenty times as long change only how many problems are shown.
+    groups = tuple(with_text(group, text * 20) for group in one.groups)
+    some = examples([replace(one, groups=groups)] * 20, {})
+    assert (len(some.rows), some.samples, some.problems) == (40, 1, 125)
+    assert len(json_text(some.to_json()).encode()) < BYTES + 1_000
+    assert len(plotly_js().encode()) + BYTES < 13_000_000  # the rest is table and numbers: 60 kB here
+
+
+def with_text(group, text):
+    rollouts = (replace(one, completion=replace(one.completion, text=text)) for one in group.rollouts)
+    return replace(group, rollouts=tuple(rollouts))
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
 
 
 @given(st.text(max_size=200))
 def test_visible_text_has_nothing_hidden_and_is_utf8(text):
-    shown = report.visible(text)
+    shown = visible(text)
     assert not re.search(
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", shown
     )
     shown.encode("utf-8")
-    assert report.visible(shown) == shown
+    assert visible(shown) == shown
 
 
-def test_shortened_and_duration():
-    assert report.shortened("x" * 8, 8) == "x" * 8
-    assert report.shortened("abcdefghij", 8) == "abcdef\n[… 2 characters left out …]\nij"
+@given(st.text(max_size=200))
+def test_json_in_the_page_is_the_value_and_has_no_tag(text):
+    shown = json_text({"text": text})
+    assert json.loads(shown) == {"text": text}
+    assert not re.search("[<>&\u2028\u2029]", shown)
+
+
+def test_texts():
+    assert visible("a\u202eb\tc\n\u200d") == "a⟨U+202E⟩b\tc\n\u200d"
+    assert json_text({"a": "</script>"}) == '{"a":"\\u003c/script\\u003e"}'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_text(float("nan"))
+    assert shortened("x" * 8, 8) == "x" * 8
+    assert shortened("abcdefghij", 8) == "abcdef\n[… 2 characters left out …]\nij"
+    assert typeset("[-1.5%, 2%] merge-50") == "[−1.5%, 2%] merge-50"
     assert [report.duration(s) for s in (3.2, 171.3, 4000)] == ["3.2 s", "2 min 51 s", "1 h 06 min"]
-
-
-def test_ticks_and_bins():
-    assert charts.ticks(0, 100, 5) == [0, 20, 40, 60, 80, 100]
-    assert charts.tick_texts([0.9, 0.95]) == ["0.90", "0.95"]
-    assert charts.tick_texts([0, 1500]) == ["0", "1,500"]
-    assert charts.bins(10, 4) == [0, 3, 6, 9, 12]
-    assert charts.Scale(0, 10, 100, 200)(5) == 150
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 12))
-def test_ticks_lie_within_and_are_few(low, size, most):
-    found = charts.ticks(low, low + size, most)
-    assert 1 <= len(found) <= most + 1
-    assert all(low - 1e-6 * size <= tick <= low + size * (1 + 1e-6) for tick in found)
-
-
-@given(st.integers(0, 5_000), st.integers(2, 40))
-def test_bins_hold_the_longest(longest, most):
-    edges = charts.bins(longest, most)
-    assert edges[0] == 0
-    assert edges[-1] > longest
-    assert len(edges) <= most + 2
-
-
-def test_labels_keep_apart_where_there_is_room():
-    points = [(100.0, 100.0), (108.0, 104.0), (104.0, 96.0), (300.0, 200.0)]
-    sizes = [(60.0, 15.0)] * 4
-    places = charts.place_labels(points, sizes, [], (0, 0, 400, 300))
-    boxes = [(x - 30, y - 7.5, x + 30, y + 7.5) for x, y in places]
-    for one, other in itertools.combinations(boxes, 2):
-        assert charts._overlap(one, other) == 0
-    for box in boxes:
-        assert box[0] >= 0
-        assert box[2] <= 400
-        assert all(not (box[0] < x < box[2] and box[1] < y < box[3]) for x, y in points)
-
-
-# --- in a browser -------------------------------------------------------------------------------------------------
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="not run: no chromium on this machine (apt-get install chromium)")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_in_chromium(folder, scheme):
-    """Opened as a file: no console message, no request, no script from model text, nothing wider than the window."""
-    from playwright.sync_api import sync_playwright
-
-    messages, requests = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto((folder / "report.html").as_uri())
-        page.wait_for_load_state("networkidle")
-        assert messages == []
-        assert requests == [(folder / "report.html").as_uri()]
-        assert page.evaluate("window.hacked") is None
-        assert page.evaluate("document.scripts.length + document.images.length + frames.length") == 0
-        assert page.locator("h1").inner_text() == "<script>window.hacked=1</script> & tiny"
-        assert page.locator("article.example pre").count() >= 4
-        for width in (1280, 480):
-            page.set_viewport_size({"width": width, "height": 800})
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
-        browser.close()
