@@ -1,24 +1,31 @@
-"""Preference pairs for DPO: the shortest correct answer over longer ones.
+"""Preference pairs of one problem: the shortest right answer over longer ones, and a long right one over a short guess.
 
-Implements Kimi k1.5 (arXiv 2501.12599, section 2.4, "DPO"): of several samples of the long model, chosen is the
-shortest correct one; rejected are (a) wrong ones that are longer, and (b) correct ones at least 1.5 times as long.
-Deviations: a cap a problem, with the two kinds taking turns in sample order, so that neither crowds out the other;
-answers that were cut off are no pair, because an EOS after a torn answer is nothing the model would write.
+Implements
 
-Line: `reason long2short RECIPE`, the stage with `method: pairs`; `long2short.dpo` trains on them.
+* Kimi k1.5 (arXiv 2501.12599, section 2.4, "DPO"): of several samples of the long model, chosen is the shortest right
+  one; rejected are (a) wrong ones that are longer, and (b) right ones at least 1.5 times as long.
+* SILC of Sky-T1-Flash (NovaSky, 2025; short incorrect, long correct): rejected is the shortest wrong sample, chosen the
+  shortest right one that is longer. Pairs on length alone come from problems that are often right, so they shorten
+  where the model is sure and lower its accuracy where it is not; SILC says that a longer right answer beats a guess.
+
+Deviations: a cap a problem, with Kimi's two kinds taking turns in sample order, so that neither crowds out the other;
+more than one SILC pair a problem where it is asked for. Answers that were cut off are no pair, because an EOS after a
+torn answer is nothing the model would write.
+
+Line: `reason long2short RECIPE`, the stage with `method: pairs` (`long2short.pair_selection` for all problems);
+`long2short.dpo` and `long2short.simpo` train on them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from distill.traces import counts, flaw, has_special, read_all
+from distill.traces import flaw, has_special, read_all
 from rl.jsonl import dump_lines
 from rl.runs import write_file
 from rl.types import RolloutGroup
@@ -29,6 +36,7 @@ class PairKind(StrEnum):
 
     WRONG = "wrong"  # wrong, and longer than the chosen one
     LONGER = "longer"  # right, and at least `min_ratio` times as long
+    SHORT_WRONG = "short wrong"  # wrong, and shorter than the chosen one (SILC)
 
 
 PAIR_FIELDS = {
@@ -64,125 +72,128 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, slots=True)
-class PairSelection:
-    """Pairs, and what became of every sample: `chosen + len(pairs) + sum(dropped.values()) == pool`."""
+class PairRules:
+    """Which samples make pairs.
 
-    pairs: tuple[PreferencePair, ...]
-    chosen: int  # problems with at least one pair
-    dropped: Mapping[str, int]  # reason -> samples that are in no pair
+    Example: `PairRules(min_ratio=1.5, per_problem=4, silc=1)`: at most 4 pairs after Kimi and 1 after SILC a problem.
+    """
 
-    @property
-    def pool(self) -> int:
-        return self.chosen + len(self.pairs) + sum(self.dropped.values())
+    min_ratio: float = 1.5  # a right one is rejected when it is at least so many times as long as the chosen one
+    per_problem: int = 4  # at most so many of Kimi's pairs
+    silc: int = 0  # at most so many SILC pairs
+    prefilled: bool = True  # as in `distill.traces.flaw`
+    forbidden: Collection[str] = ()
 
-    def summary(self) -> dict[str, Any]:
-        """For summary.json: the counts, the kinds, mean tokens of both sides and the mean ratio of their lengths."""
-        number = len(self.pairs)
-
-        def mean(values: Iterable[float]) -> float | None:
-            return sum(values) / number if number else None
-
-        return {
-            "pool": self.pool,
-            "problems": self.chosen,
-            "pairs": number,
-            "kinds": {kind.value: sum(pair.kind is kind for pair in self.pairs) for kind in PairKind},
-            "dropped": dict(self.dropped),
-            "mean_chosen_tokens": mean(pair.chosen_tokens for pair in self.pairs),
-            "mean_rejected_tokens": mean(pair.rejected_tokens for pair in self.pairs),
-            "mean_ratio": mean(pair.ratio for pair in self.pairs),
-        }
+    def __post_init__(self) -> None:
+        if not self.min_ratio >= 1:
+            raise ValueError(f"min_ratio must be at least 1, got {self.min_ratio}: the rejected answer is the longer")
+        if self.per_problem < 1:
+            raise ValueError(f"per_problem must be at least 1, got {self.per_problem}")
+        if self.silc < 0:
+            raise ValueError(f"silc must be 0 or more, got {self.silc}")
 
 
-def preference_pairs(
-    group: RolloutGroup,
-    min_ratio: float = 1.5,
-    per_problem: int = 4,
-    prefilled: bool = True,
-    forbidden: Collection[str] = (),
-) -> list[PreferencePair]:
-    """The pairs of one problem, at most `per_problem`.
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A pair as sample indices of one group: `Candidate(0, 4, PairKind.LONGER)`."""
+
+    chosen: int
+    rejected: int
+    kind: PairKind
+
+
+def preference_pairs(group: RolloutGroup, min_ratio: float = 1.5, per_problem: int = 4) -> list[PreferencePair]:
+    """Kimi's pairs of one problem, at most `per_problem`.
 
     Tokens 40 right, 50 wrong, 59 right, 30 wrong, 60 right: chosen is the first; rejected are the 50 (wrong, longer)
     and the 60 (right, 60 >= 1.5 x 40). 30 is not longer, 59 is below the ratio.
     """
-    return _pairs(group, min_ratio, per_problem, prefilled, forbidden)[0]
+    return [make_pair(group, one) for one in candidates(group, PairRules(min_ratio, per_problem))[0]]
 
 
-def select_pairs(
-    groups: Sequence[RolloutGroup],
-    *,
-    min_ratio: float = 1.5,
-    per_problem: int = 4,
-    prefilled: bool = True,
-    forbidden: Collection[str] = (),
-) -> PairSelection:
-    """The pairs of all problems, with every sample that is in none of them counted by its reason."""
-    pairs: list[PreferencePair] = []
-    dropped: Counter[str] = Counter()
-    chosen = 0
-    for group in groups:
-        found, reasons = _pairs(group, min_ratio, per_problem, prefilled, forbidden)
-        pairs += found
-        dropped += reasons
-        chosen += bool(found)
-    return PairSelection(tuple(pairs), chosen, counts(dropped))
+def candidates(group: RolloutGroup, rules: PairRules) -> tuple[list[Candidate], dict[int, str]]:
+    """The pairs of a group, Kimi's before SILC's, and why each sample that is in none of them is in none.
 
+    The docstring example of `preference_pairs` with `silc=1` adds `Candidate(0, 3, PairKind.SHORT_WRONG)`: the 30 that
+    is wrong is the shortest wrong sample, and the 40 the shortest right one beyond it.
 
-def _pairs(
-    group: RolloutGroup, min_ratio: float, per_problem: int, prefilled: bool, forbidden: Collection[str]
-) -> tuple[list[PreferencePair], Counter[str]]:
-    if not min_ratio >= 1:
-        raise ValueError(f"min_ratio must be at least 1, got {min_ratio}: the rejected answer is the longer one")
-    if per_problem < 1:
-        raise ValueError(f"per_problem must be at least 1, got {per_problem}")
+    ValueError for a group with aborted samples.
+    """
     group.require_complete("a preference pair")
     lengths = group.num_tokens
-    flaws = [flaw(rollout, prefilled=prefilled, forbidden=forbidden) for rollout in group.rollouts]
-    clean = [index for index, reason in enumerate(flaws) if reason is None]
-    if not clean:
-        return [], Counter({"no well-formed correct answer": len(lengths)})
-    best = min(clean, key=lambda index: lengths[index])
-    kinds: dict[PairKind, list[int]] = {kind: [] for kind in PairKind}
-    dropped: Counter[str] = Counter()
-    texts: set[str] = set()
-    for index, rollout in enumerate(group.rollouts):
-        if index == best:
-            continue
-        kind, reason = PairKind.LONGER, flaws[index]
-        if reason == "wrong":
-            kind = PairKind.WRONG
-            reason = None if lengths[index] > lengths[best] else "wrong, not longer"
-            if reason is None and has_special(rollout.completion.text, forbidden):
-                reason = "special token in the text"
-        elif reason is None and lengths[index] < min_ratio * lengths[best]:
-            reason = "right, below the ratio"
-        if reason is None and rollout.completion.text in texts:
-            reason = "duplicate"
-        if reason is None:
-            texts.add(rollout.completion.text)
-            kinds[kind].append(index)
+    reasons = {index: _unfit(group, index, rules) for index in range(len(lengths))}
+    right = [index for index, reason in reasons.items() if reason is None and group.right[index]]
+    wrong = [index for index, reason in reasons.items() if reason is None and not group.right[index]]
+    if not right:
+        return [], dict.fromkeys(reasons, "no well-formed correct answer")
+    found, why = _kimi(group, right, wrong, rules)
+    found += _silc(group, right, wrong, rules.silc)
+    used = {index for one in found for index in (one.chosen, one.rejected)}
+    return found, {index: reason or why[index] for index, reason in reasons.items() if index not in used}
+
+
+def _unfit(group: RolloutGroup, index: int, rules: PairRules) -> str | None:
+    """Why a sample may be in no pair at all, or None. A wrong one may be malformed: it is only ever rejected."""
+    rollout = group.rollouts[index]
+    reason = flaw(rollout, prefilled=rules.prefilled, forbidden=rules.forbidden)
+    if reason != "wrong":
+        return reason
+    if not rollout.completion.text:
+        return "empty text"
+    return "special token in the text" if has_special(rollout.completion.text, rules.forbidden) else None
+
+
+def _kimi(
+    group: RolloutGroup, right: Sequence[int], wrong: Sequence[int], rules: PairRules
+) -> tuple[list[Candidate], dict[int, str]]:
+    """Kimi's pairs, and for every right or wrong sample that is not in them the reason."""
+    lengths = group.num_tokens
+    best = min(right, key=lambda index: lengths[index])
+    kinds: dict[PairKind, list[Candidate]] = {PairKind.WRONG: [], PairKind.LONGER: []}
+    why = {best: "chosen without a longer one"}
+    texts = {group.rollouts[best].completion.text}
+    for index in sorted({*right, *wrong} - {best}):
+        kind = PairKind.LONGER if group.right[index] else PairKind.WRONG
+        text = group.rollouts[index].completion.text
+        if kind is PairKind.WRONG and lengths[index] <= lengths[best]:
+            why[index] = "wrong, not longer"
+        elif kind is PairKind.LONGER and lengths[index] < rules.min_ratio * lengths[best]:
+            why[index] = "right, below the ratio"
+        elif text in texts:
+            why[index] = "duplicate"
         else:
-            dropped[reason] += 1
+            texts.add(text)
+            kinds[kind].append(Candidate(best, index, kind))
+            why[index] = "over the cap"
     taking_turns = chain.from_iterable(zip_longest(kinds[PairKind.WRONG], kinds[PairKind.LONGER]))
-    rejected = [index for index in taking_turns if index is not None]
-    if not rejected:
-        dropped["chosen without a longer one"] += 1
-    dropped["over the cap"] += len(rejected[per_problem:])
-    kind_of = {index: kind for kind, indices in kinds.items() for index in indices}
-    return [_pair(group, best, index, kind_of[index]) for index in rejected[:per_problem]], dropped
+    return [one for one in taking_turns if one is not None][: rules.per_problem], why
 
 
-def _pair(group: RolloutGroup, chosen: int, rejected: int, kind: PairKind) -> PreferencePair:
-    left, right = group.rollouts[chosen].completion, group.rollouts[rejected].completion
+def _silc(group: RolloutGroup, right: Sequence[int], wrong: Sequence[int], most: int) -> list[Candidate]:
+    """SILC: the shortest wrong samples, each under the shortest right one that is longer; equal texts count once."""
+    lengths = group.num_tokens
+    found: list[Candidate] = []
+    texts: set[str] = set()
+    for index in sorted(wrong, key=lambda place: (lengths[place], place)):
+        longer = [place for place in right if lengths[place] > lengths[index]]
+        text = group.rollouts[index].completion.text
+        if longer and text not in texts and len(found) < most:
+            texts.add(text)
+            found.append(Candidate(min(longer, key=lambda place: lengths[place]), index, PairKind.SHORT_WRONG))
+    return found
+
+
+def make_pair(group: RolloutGroup, candidate: Candidate) -> PreferencePair:
+    """A candidate as a pair with its texts."""
+    chosen, rejected = (group.rollouts[index].completion for index in (candidate.chosen, candidate.rejected))
     return PreferencePair(
         problem_id=group.problem.id,
         question=group.problem.text,
-        chosen=left.text,
-        rejected=right.text,
-        chosen_tokens=left.num_tokens,
-        rejected_tokens=right.num_tokens,
-        kind=kind,
+        chosen=chosen.text,
+        rejected=rejected.text,
+        chosen_tokens=chosen.num_tokens,
+        rejected_tokens=rejected.num_tokens,
+        kind=candidate.kind,
     )
 
 

@@ -1,9 +1,9 @@
-"""DPO through TRL: the formula by hand over whole answers, and the same bytes after a failure."""
+"""DPO through TRL: the formulas by hand over whole answers, and the same bytes after a failure."""
 
 from __future__ import annotations
 
 import math
-import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,110 +12,66 @@ import torch
 from trl import DPOConfig
 
 from distill.guards import PairRow
-from distill.training import row_order
+from distill.training import row_order, trainer_arguments
 from long2short import dpo
-from long2short.preference import PairKind, PreferencePair
+from long2short.pair_training import tokenize_pairs
 from rl.faults import FaultRaised, reset_faults
-from rl.policy import load_model, load_tokenizer, save_model
-from rl.runs import folder_hash, latest_checkpoint, read_json, read_lines
-from rl.tasks import tiny
+from rl.policy import load_model, load_tokenizer
+from rl.runs import latest_checkpoint, read_json, read_lines
 from rl.tasks.tiny_models import make_model, make_tokenizer
-
-# 6 pairs, 2 epochs, batches of 4: 3 steps.
-SETTINGS: dict[str, Any] = {
-    "epochs": 2,
-    "learning_rate": 3e-3,
-    "batch_size": 4,
-    "max_length": 128,
-    "seed": 5,
-    "save_every": 2,
-}
-
-
-def changed(values: dict[str, Any]) -> dict[str, Any]:
-    return SETTINGS | values
+from tests.pair_world import SETTINGS, make_pairs, products, sum_of_logprobs
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "model"
-    tokenizer = make_tokenizer()
-    save_model(make_model(32, 1, 2, tokenizer, seed=0), tokenizer, folder)
-    return folder
-
-
-def make_pairs(count: int = 6) -> list[PreferencePair]:
-    rng = random.Random(0)
-    pairs = []
-    for p in tiny.problems("train", count, (2, 3)):
-        chosen = tiny.demonstrate(p, "plain", rng)
-        with pytest.MonkeyPatch.context() as patch:  # every step checked: always longer than the chosen one
-            patch.setattr(tiny, "CHECKED", dict.fromkeys(tiny.OPERATIONS, 1.0))
-            rejected = tiny.demonstrate(p, "careful", rng)
-        pairs.append(PreferencePair(p.id, p.text, chosen, rejected, 1, 2, PairKind.LONGER))
-    return pairs
+def base(tiny_model_folder) -> Path:
+    return tiny_model_folder
 
 
 @pytest.fixture(scope="module")
 def whole(base, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    dpo.train_dpo(folder, model=base, pairs=make_pairs(), **SETTINGS)
+    dpo.train_dpo(folder, model=base, pairs=make_pairs(), settings=SETTINGS)
     return folder
-
-
-def products(folder: Path) -> dict[str, str]:
-    return {name: value for name, value in folder_hash(folder).items() if not name.startswith("checkpoints/")}
-
-
-def sum_of_logprobs(model, prompt_ids, completion_ids) -> float:
-    """log pi(completion | prompt), every token of it, EOS included."""
-    with torch.no_grad():
-        logprobs = model(torch.tensor([[*prompt_ids, *completion_ids]])).logits[0, :-1].double().log_softmax(-1)
-    start = len(prompt_ids) - 1
-    return sum(logprobs[start + i, token].item() for i, token in enumerate(completion_ids))
 
 
 def dpo_loss(beta: float, chosen_margin: float, rejected_margin: float) -> float:
     return -math.log(1 / (1 + math.exp(-beta * (chosen_margin - rejected_margin))))
 
 
-def test_the_golden_value():
+def test_the_golden_values():
     assert dpo_loss(0.1, 2, -1) == pytest.approx(0.554355, abs=1e-6)
+    assert dpo_loss(5, 2 / 40, -1 / 120) == pytest.approx(0.55791, abs=5e-6)
 
 
-def test_trls_loss_on_our_rows_is_the_formula(base, tmp_path):
-    """The policy differs from the reference, answers are longer than TRL's default cut would leave them."""
+@pytest.mark.parametrize(("loss_type", "beta"), [("sigmoid", 0.1), ("sigmoid_norm", 5.0)])
+def test_trls_loss_on_our_rows_is_the_formula(base, tmp_path, loss_type, beta):
+    """The policy differs from the reference. Length-normalised, each side's margin is divided by its own tokens."""
     tokenizer = make_tokenizer()
     policy, reference = make_model(32, 1, 2, tokenizer, seed=1), load_model(base)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.mul_(4)  # margins of several nats, so that the loss is far from log 2
-    rows = dpo.tokenize_pairs(tokenizer, make_pairs())
+    rows = tokenize_pairs(tokenizer, make_pairs())
     arguments = DPOConfig(
-        output_dir=str(tmp_path), max_length=None, beta=0.1, per_device_train_batch_size=len(rows), bf16=False,
-        gradient_checkpointing=False, use_cpu=True, report_to="none", dataloader_pin_memory=False,
+        output_dir=str(tmp_path), max_length=None, beta=beta, loss_type=[loss_type],
+        per_device_train_batch_size=len(rows), bf16=False, gradient_checkpointing=False, use_cpu=True,
+        report_to="none", dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = dpo.make_trainer(policy, reference, tokenizer, rows, range(len(rows)), arguments)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(rows))])
     loss = trainer.compute_loss(policy, batch).item()
-    margins = [
-        [
-            sum_of_logprobs(policy, row.prompt_ids, ids) - sum_of_logprobs(reference, row.prompt_ids, ids)
-            for ids in sides
-        ]
-        for row in rows
-        for sides in [(row.chosen_ids, row.rejected_ids)]
-    ]
-    by_hand = sum(dpo_loss(0.1, chosen, rejected) for chosen, rejected in margins) / len(rows)
+
+    def margin(prompt_ids, ids) -> float:
+        found = sum_of_logprobs(policy, prompt_ids, ids) - sum_of_logprobs(reference, prompt_ids, ids)
+        return found / (len(ids) if loss_type == "sigmoid_norm" else 1)
+
+    margins = [[margin(row.prompt_ids, ids) for ids in (row.chosen_ids, row.rejected_ids)] for row in rows]
+    by_hand = sum(dpo_loss(beta, chosen, rejected) for chosen, rejected in margins) / len(rows)
     assert abs(by_hand - math.log(2)) > 0.1
     assert loss == pytest.approx(by_hand, rel=1e-5)
     # Cutting the last token off the rejected side, its EOS, is another loss: the test would see it.
-    torn = [
-        sum_of_logprobs(policy, row.prompt_ids, row.rejected_ids[:-1])
-        - sum_of_logprobs(reference, row.prompt_ids, row.rejected_ids[:-1])
-        for row in rows
-    ]
-    without = sum(dpo_loss(0.1, m[0], t) for m, t in zip(margins, torn, strict=True)) / len(rows)
+    torn = [margin(row.prompt_ids, row.rejected_ids[:-1]) for row in rows]
+    without = sum(dpo_loss(beta, m[0], t) for m, t in zip(margins, torn, strict=True)) / len(rows)
     assert loss != pytest.approx(without, rel=1e-4)
 
 
@@ -124,7 +80,7 @@ def test_answers_longer_than_trls_default_are_whole(base, tmp_path):
     tokenizer = load_tokenizer(base)
     row = PairRow("pair 0", (3, 5), (7, 1), (*[8] * 1500, 1))
     arguments = DPOConfig(
-        **dpo.trainer_arguments(
+        **trainer_arguments(
             tmp_path, steps=1, batch_size=1, learning_rate=0.0, warmup_ratio=0.0, min_lr_ratio=0.1, weight_decay=0.0,
             save_every=0, seed=0,
         )
@@ -148,7 +104,7 @@ def test_training_moves_from_log_two_towards_the_chosen_side(base, whole):
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert (whole / "model/config.json").read_bytes() == (base / "config.json").read_bytes()
     summary = read_json(whole / "summary.json")
-    rows = dpo.tokenize_pairs(load_tokenizer(base), make_pairs())
+    rows = tokenize_pairs(load_tokenizer(base), make_pairs())
     assert summary["tokens"] == metrics[-1]["tokens"] == 2 * sum(len(r.chosen_ids) + len(r.rejected_ids) for r in rows)
 
 
@@ -157,36 +113,46 @@ def test_a_failed_run_goes_on_to_the_same_bytes(base, whole, tmp_path, monkeypat
     monkeypatch.setenv("REASON_FAULT", f"{site}:raise")
     reset_faults()
     with pytest.raises(FaultRaised):
-        dpo.train_dpo(tmp_path, model=base, pairs=make_pairs(), **SETTINGS)
+        dpo.train_dpo(tmp_path, model=base, pairs=make_pairs(), settings=SETTINGS)
     monkeypatch.delenv("REASON_FAULT")
     found = latest_checkpoint(tmp_path)
     assert (found[0] if found else 0) == left
-    dpo.train_dpo(tmp_path, model=base, pairs=make_pairs(), **SETTINGS)
+    dpo.train_dpo(tmp_path, model=base, pairs=make_pairs(), settings=SETTINGS)
     assert products(tmp_path) == products(whole)
+
+
+def test_a_normalised_run_trains_and_is_not_gone_on_with_as_another_loss(base, whole, tmp_path):
+    arguments: dict[str, Any] = {"model": base, "pairs": make_pairs(), "settings": SETTINGS, "beta": 5.0}
+    summary = dpo.train_dpo(tmp_path, **arguments, loss="sigmoid_norm")
+    assert summary["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert summary["last_loss"] < summary["first_loss"]
+    assert products(tmp_path) != products(whole)
+    with pytest.raises(ValueError, match="belongs to a run with other rows or settings"):
+        dpo.train_dpo(tmp_path, **arguments)
 
 
 def test_guards_hold_for_the_rejected_side(base, tmp_path):
     pairs = make_pairs()
     with pytest.raises(ValueError, match=r"rows are longer than max_length = 60: pair \d"):
-        dpo.train_dpo(tmp_path, model=base, pairs=pairs, **changed({"max_length": 60}))
-    rows = dpo.tokenize_pairs(load_tokenizer(base), pairs)
+        dpo.train_dpo(tmp_path, model=base, pairs=pairs, settings=replace(SETTINGS, max_length=60))
+    rows = tokenize_pairs(load_tokenizer(base), pairs)
     limit = sorted(map(len, rows))[2]
     summary = dpo.train_dpo(
-        tmp_path, model=base, pairs=pairs, **changed({"max_length": limit, "epochs": 1}), overflow="drop"
+        tmp_path, model=base, pairs=pairs, settings=replace(SETTINGS, max_length=limit, epochs=1, overflow="drop")
     )
     assert summary["rows"] == sum(len(row) <= limit for row in rows)
     assert summary["rows"] + summary["dropped"]["longer than max_length"] == 6
     with pytest.raises(ValueError, match="beta must be above 0"):
-        dpo.train_dpo(tmp_path, model=base, pairs=pairs, **SETTINGS, beta=0)
+        dpo.train_dpo(tmp_path, model=base, pairs=pairs, settings=SETTINGS, beta=0)
 
 
 def test_batches_follow_the_order(base, tmp_path):
     seen: list[tuple[int, int]] = []
     dpo.train_dpo(
-        tmp_path, model=base, pairs=make_pairs(), **changed({"save_every": 0}),
+        tmp_path, model=base, pairs=make_pairs(), settings=replace(SETTINGS, save_every=0),
         report=lambda step, total, metrics: seen.append((step, int(metrics["tokens"]))),
     )  # fmt: skip
-    rows = dpo.tokenize_pairs(load_tokenizer(base), make_pairs())
+    rows = tokenize_pairs(load_tokenizer(base), make_pairs())
     order = row_order(6, 2, seed=5)
     expected = [sum(len(rows[i].chosen_ids) + len(rows[i].rejected_ids) for i in order[:end]) for end in (4, 8, 12)]
     assert seen == list(zip([1, 2, 3], expected, strict=True))

@@ -1,10 +1,20 @@
-"""Preference pairs: Kimi's two kinds, their counts, their file."""
+"""Preference pairs of one problem: Kimi's two kinds and SILC, their reasons, their file."""
 
 from __future__ import annotations
 
 import pytest
 
-from long2short.preference import PairKind, PreferencePair, preference_pairs, read_pairs, select_pairs, write_pairs
+from long2short.pair_selection import select_pairs
+from long2short.preference import (
+    PairKind,
+    PairRules,
+    PreferencePair,
+    candidates,
+    make_pair,
+    preference_pairs,
+    read_pairs,
+    write_pairs,
+)
 from rl.types import Completion, FinishReason, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
 
@@ -30,39 +40,10 @@ def test_the_docstrings_example():
     assert pairs[1].ratio == 1.5
 
 
-def test_every_sample_is_chosen_rejected_or_counted():
-    groups = [
-        group((40, True), (50, False), (59, True), (30, False), (60, True)),
-        group((30, False), (31, False), (90, True, "length"), name="p2"),
-        group((40, True), (41, True), (40, False), (99, False, "length"), name="p3"),
-    ]
-    selection = select_pairs(groups)
-    assert selection.chosen == 1
-    assert dict(selection.dropped) == {
-        "no well-formed correct answer": 3,
-        "right, below the ratio": 2,
-        "wrong, not longer": 2,
-        "chosen without a longer one": 1,
-        "truncated": 1,
-    }
-    assert selection.pool == sum(len(g.rollouts) for g in groups) == 12
-    assert selection.summary() == {
-        "pool": 12,
-        "problems": 1,
-        "pairs": 2,
-        "kinds": {"wrong": 1, "longer": 1},
-        "dropped": dict(selection.dropped),
-        "mean_chosen_tokens": 40,
-        "mean_rejected_tokens": 55,
-        "mean_ratio": 1.375,
-    }
-    assert select_pairs(groups[1:]).summary()["mean_ratio"] is None
-
-
 def test_the_kinds_take_turns_under_the_cap():
     many = group((10, True), *[(20, True)] * 4, *[(30, False)] * 4)
     assert lengths(preference_pairs(many, per_problem=3)) == [(10, 30, "wrong"), (10, 20, "longer"), (10, 30, "wrong")]
-    selection = select_pairs([many], per_problem=3)
+    selection = select_pairs([many], PairRules(per_problem=3))
     assert dict(selection.dropped) == {"over the cap": 5}
     assert len(preference_pairs(many, per_problem=9)) == 8
     only_wrong = group((10, True), *[(30, False)] * 4)
@@ -73,12 +54,43 @@ def test_equal_texts_special_tokens_and_the_ratio():
     twice = group((10, True), (20, False))
     twice = RolloutGroup(twice.problem, twice.prompt_ids, (*twice.rollouts, twice.rollouts[1]))
     assert dict(select_pairs([twice]).dropped) == {"duplicate": 1}
-    assert dict(select_pairs([twice], forbidden=("</think>50",)).dropped) == {
+    assert dict(select_pairs([twice], PairRules(forbidden=("</think>50",))).dropped) == {
         "special token in the text": 2,
         "chosen without a longer one": 1,
     }
     ties = group((20, True), (20, True), (20, True))
     assert [pair.rejected for pair in preference_pairs(ties, min_ratio=1.0)] == ["1</think>49", "2</think>49"]
+    same = RolloutGroup(ties.problem, ties.prompt_ids, (ties.rollouts[0], ties.rollouts[0]))
+    assert preference_pairs(same, min_ratio=1.0) == []  # nothing can be preferred to itself
+
+
+def silc(samples: RolloutGroup, most: int, min_ratio: float = 1000) -> list[tuple[int, int, str]]:
+    found, _ = candidates(samples, PairRules(min_ratio, silc=most))
+    return lengths([make_pair(samples, one) for one in found if one.kind is PairKind.SHORT_WRONG])
+
+
+def test_silc_puts_the_next_longer_right_one_over_the_shortest_wrong_one():
+    example = group((40, True), (50, False), (59, True), (30, False), (60, True))
+    found, why = candidates(example, PairRules(silc=1))
+    assert lengths([make_pair(example, one) for one in found]) == [
+        (40, 50, "wrong"), (40, 60, "longer"), (40, 30, "short wrong"),
+    ]  # fmt: skip
+    assert why == {2: "right, below the ratio"}
+    # The shortest wrong one may be longer than the shortest right one; equal lengths are not longer.
+    assert silc(group((10, True), (20, False), (20, True), (30, True), (40, True)), 1) == [(30, 20, "short wrong")]
+    assert silc(group((10, True), (20, False)), 3) == []
+    two = group((10, False), (5, False), (8, True), (12, True), (7, False, "length"))
+    assert silc(two, 9) == [(8, 5, "short wrong"), (12, 10, "short wrong")]
+    assert silc(two, 1) == [(8, 5, "short wrong")]
+    assert silc(two, 0) == []
+
+
+def test_a_wrong_answer_without_a_text_is_no_pair():
+    whole = group((10, True), (1, False))
+    empty = Rollout(Completion("", (1,), (0.0,), FinishReason.STOP), Verdict(Outcome.WRONG))
+    whole = RolloutGroup(whole.problem, whole.prompt_ids, (whole.rollouts[0], empty))
+    found, why = candidates(whole, PairRules(silc=1))
+    assert (found, why[1]) == ([], "empty text")
 
 
 def test_refusals():
@@ -86,6 +98,8 @@ def test_refusals():
         preference_pairs(group((10, True)), min_ratio=0.5)
     with pytest.raises(ValueError, match="per_problem must be at least 1"):
         preference_pairs(group((10, True)), per_problem=0)
+    with pytest.raises(ValueError, match="silc must be 0 or more, got -1"):
+        PairRules(silc=-1)
     with pytest.raises(ValueError, match="a preference pair cannot use problem p1"):
         preference_pairs(group((10, True), (20, False, "aborted")))
 

@@ -1,0 +1,141 @@
+"""What DPO and SimPO share: pairs become guarded rows, rows a trainer's batches, a run a model and its figures.
+
+A loss brings its own trainer (`MakeTrainer`); everything around it is the same, so that arms differ in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import Trainer
+
+from distill.guards import Overflow, PairRow, tokenize_pair, within_length
+from distill.training import (
+    Report,
+    StageCallback,
+    check_settings,
+    clear_scratch,
+    fingerprint,
+    last_losses,
+    load_for_training,
+    row_order,
+    run_trainer,
+    tokens_after_steps,
+    trainer_arguments,
+    write_result,
+)
+from long2short.preference import PreferencePair
+from rl.policy import load_tokenizer
+
+# (policy, tokenizer, rows, order, the arguments that every trainer gets) -> the trainer
+MakeTrainer = Callable[[Any, Any, Sequence[PairRow], Sequence[int], dict[str, Any]], Trainer]
+
+
+@dataclass(frozen=True, slots=True)
+class PairSettings:
+    """How to train on pairs, whatever the loss.
+
+    `max_length` counts the prompt with the longer side and its EOS; a batch of `batch_size` pairs is twice as many
+    sequences. `save_every` is in steps, 0 for none. Example: 6 pairs, 2 epochs, batches of 4 are 3 steps.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    max_length: int
+    seed: int
+    suffix: str = ""  # of the prompt
+    overflow: Overflow = "refuse"
+    warmup_ratio: float = 0.1
+    min_lr_ratio: float = 0.1
+    weight_decay: float = 0.0
+    save_every: int = 100
+
+
+def train_on_pairs(
+    folder: Path,
+    *,
+    model: str | Path,
+    pairs: Sequence[PreferencePair],
+    settings: PairSettings,
+    make_trainer: MakeTrainer,
+    loss: Sequence[object],
+    at_checkpoint: Callable[[], None],
+    at_model: Callable[[], None],
+    site: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Train `model` on `pairs`; writes `folder/model`, `metrics.jsonl` and `summary.json`, returns the summary.
+
+    `loss` names the loss with its parameters, so that a checkpoint is only gone on with under the same.
+    `at_checkpoint`, `at_model` and `site` are the method's fault points. Killed and called again with the same
+    arguments, it goes on from the last checkpoint and ends with the same bytes on CPU.
+
+    Errors: ValueError for a row that the guards refuse; FloatingPointError for a loss that is not finite.
+    """
+    given = asdict(settings)
+    seed, suffix, overflow = given.pop("seed"), given.pop("suffix"), given.pop("overflow")
+    check_settings(**given)
+    tokenizer = load_tokenizer(model)
+    rows, num_dropped = within_length(tokenize_pairs(tokenizer, pairs, suffix), settings.max_length, overflow)
+    order = row_order(len(rows), settings.epochs, seed)
+    lengths = [len(row.chosen_ids) + len(row.rejected_ids) for row in rows]
+    tokens = tokens_after_steps(lengths, order, settings.batch_size)
+    call = fingerprint([asdict(row) for row in rows], given, *loss, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_scratch(folder)
+    del given["epochs"], given["max_length"]
+    policy = load_for_training(model, settings.max_length)
+    arguments = trainer_arguments(folder, steps=len(tokens), seed=seed, **given)
+    trainer = make_trainer(policy, tokenizer, rows, order, arguments)
+    trainer.add_callback(StageCallback(folder, tokens, call, at_checkpoint, report))
+    run_trainer(trainer, folder, call)
+    summary = {
+        "rows": len(rows),
+        "dropped": {"longer than max_length": num_dropped},
+        "epochs": settings.epochs,
+        "steps": len(tokens),
+        "tokens": tokens[-1],
+        "longest_row": max(map(len, rows)),
+        **last_losses(folder),
+    }
+    write_result(policy, tokenizer, model, folder, summary, at_model, site)
+    return summary
+
+
+def tokenize_pairs(tokenizer: Any, pairs: Sequence[PreferencePair], suffix: str = "") -> list[PairRow]:
+    """Every pair as a guarded row, named by its place and problem."""
+    return [
+        tokenize_pair(
+            tokenizer, pair.question, pair.chosen, pair.rejected, f"pair {index} (problem {pair.problem_id})", suffix
+        )
+        for index, pair in enumerate(pairs)
+    ]
+
+
+def dataset_of(rows: Sequence[PairRow], order: Sequence[int]) -> Dataset:
+    """The columns that TRL's collator reads, in the given order."""
+    columns = {
+        "prompt_ids": [list(row.prompt_ids) for row in rows],
+        "chosen_ids": [list(row.chosen_ids) for row in rows],
+        "rejected_ids": [list(row.rejected_ids) for row in rows],
+    }
+    return Dataset.from_dict(columns).select(order, keep_in_memory=True)
+
+
+def check_first_batch(trainer: Any, rows: Sequence[PairRow], order: Sequence[int]) -> None:
+    """RuntimeError unless the trainer's first batch is our tokens: TRL has changed under us otherwise."""
+    indices = order[: trainer.args.per_device_train_batch_size]
+    batch = trainer.data_collator([trainer.train_dataset[place] for place in range(len(indices))])
+    sides = [(rows[i].name, rows[i].prompt_ids, rows[i].chosen_ids) for i in indices]
+    sides += [(rows[i].name, rows[i].prompt_ids, rows[i].rejected_ids) for i in indices]
+    for place, (name, prompt_ids, completion_ids) in enumerate(sides):
+        real = batch["attention_mask"][place].bool()
+        trained = batch["completion_mask"][place].bool()
+        seen = (batch["input_ids"][place][real].tolist(), batch["input_ids"][place][trained].tolist())
+        if seen != ([*prompt_ids, *completion_ids], list(completion_ids)):
+            raise RuntimeError(f"{name}: TRL would train on other tokens than the guards passed")
