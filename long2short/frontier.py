@@ -2,21 +2,43 @@
 
 An arm is one model evaluated on the test problems. Kimi k1.5 (2501.12599, section 3.4 and its long2short figure)
 compares methods as points of accuracy over mean tokens; there is no scalar. Here every point carries its interval, and
-every difference is paired: same problems, both models.
+every difference is paired: same problems, both models, with a sign test beside it.
 
 `*` marks an arm that no other arm dominates: none is at least as accurate with at most as many tokens, and better in
 one of the two. Marks compare point estimates; the intervals say how sure they are.
+
+The budget curve of an arm is accuracy under a token limit, from its one pool: a completion longer than the limit is
+wrong (`rl.budget_curve.truncated_accuracy`). All arms share the limits: the longest completion of all, halved again
+and again (`budget_grid`). `long2short.frontier_scores` has the numbers that take two arms,
+`long2short.frontier_efficiency` those read from thoughts, `long2short.frontier_text` the table as Markdown and CSV.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
-from rl.evaluate import EvalSummary, PairedDifference, compare
-from rl.stats import Estimate, TokenStats
+from long2short.frontier_efficiency import Efficiency
+from long2short.frontier_scores import (
+    EqualTokens,
+    accuracy_efficiency,
+    at_equal_tokens,
+    dominators,
+    non_dominated,
+    overthinking_scores,
+)
+from rl.budget_curve import BudgetCurve, truncated_accuracy
+from rl.evaluate import EvalSummary, PairedDifference, compare, require_keys
+from rl.stats import FEW_PROBLEMS, Estimate, SignTest, TokenStats
 from rl.types import RolloutGroup
+
+__all__ = [
+    "Arm", "FrontierRow", "Comparison", "Frontier", "frontier", "budget_grid", "accuracy_efficiency", "non_dominated",
+    "Column", "table", "table_columns", "comparison_lines", "notes", "share", "count", "interval", "percent", "signed",
+    "signed_percent",
+]  # fmt: skip
 
 MARK = "*"
 
@@ -29,6 +51,7 @@ class Arm:
     groups: tuple[RolloutGroup, ...]
     summary: EvalSummary
     label: str = ""  # the family it belongs to: "merge", "dpo"; sets its colour
+    efficiency: Efficiency | None = None  # takes the arm's tokenizer, see `efficiency_of`
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +64,34 @@ class FrontierRow:
     difference: PairedDifference | None  # against the parent; None for the parent itself
     aes: float | None  # accuracy efficiency score against the parent; None for the parent and for a parent at 0
     non_dominated: bool
+    dominated_by: tuple[str, ...]  # the arms that dominate it, the most accurate first
+    equal_tokens: EqualTokens | None  # accuracy against the parent at the same tokens; None for the parent
+    efficiency: Efficiency | None  # None where the tokenizer was not at hand
+    overthinking: float | None  # LLMThinkBench's score among these arms; None if all spend the same
+    curve: BudgetCurve  # accuracy under a token limit
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json(to_json())` is the same row."""
+        return {
+            **asdict(self),
+            "summary": self.summary.to_json(),
+            "difference": None if self.difference is None else self.difference.to_json(),
+            "dominated_by": list(self.dominated_by),
+            "curve": self.curve.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FrontierRow:
+        """ValueError for a row that another version of `reason` wrote."""
+        require_keys(cls, data, "a frontier")
+        kinds = {"difference": PairedDifference, "equal_tokens": EqualTokens, "efficiency": Efficiency}
+        converted = {
+            "summary": EvalSummary.from_json(data["summary"]),
+            "curve": BudgetCurve.from_json(data["curve"]),
+            "dominated_by": tuple(data["dominated_by"]),
+            **{name: None if data[name] is None else kind.from_json(data[name]) for name, kind in kinds.items()},
+        }
+        return cls(**{**data, **converted})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +116,25 @@ class Frontier:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without the groups; `from_json` reads them back, so a finished run can print its table."""
-        rows = [{**asdict(row), "summary": row.summary.to_json()} for row in self.rows]
-        return {"parent": self.parent, "rows": rows, "comparisons": [asdict(one) for one in self.comparisons]}
+        pairs = [{"name": p.name, "other": p.other, "difference": p.difference.to_json()} for p in self.comparisons]
+        return {"parent": self.parent, "rows": [row.to_json() for row in self.rows], "comparisons": pairs}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Frontier:
-        rows = []
-        for row in data["rows"]:
-            difference = None if row["difference"] is None else PairedDifference.from_json(row["difference"])
-            rows.append(
-                FrontierRow(**{**row, "summary": EvalSummary.from_json(row["summary"]), "difference": difference})
-            )
+        """ValueError for a frontier that another version of `reason` wrote; it says what to do."""
         comparisons = [
             Comparison(one["name"], one["other"], PairedDifference.from_json(one["difference"]))
             for one in data["comparisons"]
         ]
-        return cls(data["parent"], tuple(rows), tuple(comparisons))
+        return cls(data["parent"], tuple(map(FrontierRow.from_json, data["rows"])), tuple(comparisons))
 
 
-def frontier(arms: Sequence[Arm], parent: str, pairs: Sequence[tuple[str, str]] = ()) -> Frontier:
+def frontier(
+    arms: Sequence[Arm], parent: str, pairs: Sequence[tuple[str, str]] = (), budgets: Sequence[int] = ()
+) -> Frontier:
     """Compare every arm with the parent and mark the non-dominated ones; `pairs` are compared as well.
+
+    `budgets` are the token limits of the curves, by default the `budget_grid` of the longest completion.
 
     Raises ValueError for a repeated name, an unknown parent or pair, or arms with other problems or another k.
     """
@@ -96,7 +146,7 @@ def frontier(arms: Sequence[Arm], parent: str, pairs: Sequence[tuple[str, str]] 
     for name in [parent, *(name for pair in pairs for name in pair)]:
         if name not in by_name:
             raise ValueError(f"{name!r} is not an arm; the arms are {', '.join(by_name)}")
-    marks = non_dominated([(arm.summary.accuracy.value, arm.summary.tokens.mean.value) for arm in arms])
+    points = [(arm.summary.accuracy.value, arm.summary.tokens.mean.value) for arm in arms]
     base = by_name[parent]
     for arm in arms:
         if arm.summary.samples != base.summary.samples:
@@ -104,8 +154,9 @@ def frontier(arms: Sequence[Arm], parent: str, pairs: Sequence[tuple[str, str]] 
                 f"{arm.name} has {arm.summary.samples} samples per problem and {parent} has {base.summary.samples}: "
                 "maj@k and pass@k compare only at the same k"
             )
+    limits = budgets or budget_grid(max(length for arm in arms for group in arm.groups for length in group.num_tokens))
     rows = []
-    for arm, mark in zip(arms, marks, strict=True):
+    for arm, beaten_by, overthinking in zip(arms, dominators(points), overthinking_scores(points), strict=True):
         difference = None if arm is base else compare(arm.groups, base.groups)
         score = None
         if difference is not None and base.summary.accuracy.value > 0:
@@ -115,49 +166,35 @@ def frontier(arms: Sequence[Arm], parent: str, pairs: Sequence[tuple[str, str]] 
                 parent_tokens=base.summary.tokens.mean.value,
                 parent_accuracy=base.summary.accuracy.value,
             )
-        rows.append(FrontierRow(arm.name, arm.label, arm.summary, difference, score, mark))
+        rows.append(
+            FrontierRow(
+                name=arm.name,
+                label=arm.label,
+                summary=arm.summary,
+                difference=difference,
+                aes=score,
+                non_dominated=not beaten_by,
+                dominated_by=tuple(
+                    arms[place].name for place in sorted(beaten_by, key=lambda place: -points[place][0])
+                ),
+                equal_tokens=None if arm is base else at_equal_tokens(arm.groups, base.groups),
+                efficiency=arm.efficiency,
+                overthinking=overthinking,
+                curve=truncated_accuracy(arm.groups, limits),
+            )
+        )
     comparisons = [
         Comparison(name, other, compare(by_name[name].groups, by_name[other].groups)) for name, other in pairs
     ]
     return Frontier(parent, tuple(rows), tuple(comparisons))
 
 
-def non_dominated(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which (accuracy, tokens) points no other point beats: accuracy up, tokens down.
+def budget_grid(longest: int, halvings: int = 6) -> list[int]:
+    """Token limits for a curve: the longest completion, halved again and again, rounded up, with half steps between.
 
-    A point is dominated if another is at least as good in both and better in one, so exact equals stand or fall
-    together. Example: `[(.9, 60), (.9, 30), (.7, 20), (.6, 25)]` gives `[False, True, True, False]`.
+    Two points a halving: `budget_grid(160, 2) == [40, 57, 80, 114, 160]`, `budget_grid(2) == [1, 2]`.
     """
-    return [
-        not any(
-            other_accuracy >= accuracy
-            and other_tokens <= tokens
-            and (other_accuracy, other_tokens) != (accuracy, tokens)
-            for other_accuracy, other_tokens in points
-        )
-        for accuracy, tokens in points
-    ]
-
-
-def accuracy_efficiency(
-    *,
-    tokens: float,
-    accuracy: float,
-    parent_tokens: float,
-    parent_accuracy: float,
-    alpha: float = 1.0,
-    beta: float = 3.0,
-    gamma: float = 5.0,
-) -> float:
-    """AES (used with O1-Pruner, 2501.12570, and after): alpha dL + beta dA if dA >= 0, else alpha dL - gamma |dA|.
-
-    dL is the share of the parent's tokens saved, dA the accuracy gained relative to the parent's. A loss of accuracy
-    weighs five times what the same share of tokens does; it is not the criterion by which Kimi k1.5 ranks methods.
-    Example: 10,000 -> 5,000 tokens at parent accuracy .5: accuracy .5, .55, .45 gives 0.5, 0.8, 0.
-    """
-    saved = (parent_tokens - tokens) / parent_tokens
-    gained = (accuracy - parent_accuracy) / parent_accuracy
-    return alpha * saved + (beta if gained >= 0 else gamma) * gained
+    return sorted({max(1, ceil(longest / 2 ** (step / 2))) for step in range(2 * halvings + 1)})
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -204,36 +241,64 @@ def signed_percent(value: float) -> str:
     return f"{signed(100 * value, 1)}%"
 
 
+def signs(test: SignTest) -> str:
+    """`SignTest(5, 1, 1, .21875)` -> "+5 -1, p 0.22"; a p below .001 is "p<0.001"."""
+    p = "p<0.001" if test.p < 0.001 else f"p {test.p:.2g}" if test.p < 0.1 else f"p {test.p:.2f}"
+    return f"+{test.up} -{test.down}, {p}"
+
+
 def _mean(stats: TokenStats | None) -> str:
     return count(None if stats is None else stats.mean.value)
+
+
+def _split(row: FrontierRow) -> str:
+    """Mean tokens of thought and of answer, such as "52.1 + 4.0"."""
+    thought, answer = row.summary.think_tokens, row.summary.answer_tokens
+    return "-" if thought is None else f"{_mean(thought)} + {_mean(answer)}"
 
 
 def table_columns(found: Frontier) -> tuple[Column, ...]:
     """The columns, the arm's name first."""
     k = found.rows[0].summary.samples
 
-    def change(row: FrontierRow) -> str:
-        return "parent" if row.difference is None else interval(row.difference.accuracy, signed)
+    def difference(row: FrontierRow, cell: Callable[[PairedDifference], str]) -> str:
+        return "parent" if row.difference is None else cell(row.difference)
 
-    def change_tokens(row: FrontierRow) -> str:
-        return "parent" if row.difference is None else interval(row.difference.tokens_relative, signed_percent)
+    def equal(row: FrontierRow) -> str:
+        return "parent" if row.equal_tokens is None else interval(row.equal_tokens.accuracy, signed)
+
+    def efficiency(row: FrontierRow, cell: Callable[[Efficiency], Estimate | None]) -> str:
+        estimate = None if row.efficiency is None else cell(row.efficiency)
+        return "-" if estimate is None else share(estimate.value)
 
     return (
         Column("arm", "", lambda row: f"{MARK if row.non_dominated else ' '} {row.name}"),
         Column("accuracy", "95% interval", lambda row: interval(row.summary.accuracy, share)),
         Column("tokens", "mean, 95% interval", lambda row: interval(row.summary.tokens.mean, count)),
-        Column("Δ accuracy", "paired with parent", change),
-        Column("Δ tokens", "paired with parent", change_tokens),
+        Column("Δ accuracy", "paired with parent", lambda row: difference(row, lambda d: interval(d.accuracy, signed))),
+        Column(
+            "Δ tokens",
+            "paired with parent",
+            lambda row: difference(row, lambda d: interval(d.tokens_relative, signed_percent)),
+        ),
+        Column("sign test", "problems up, down", lambda row: difference(row, lambda d: signs(d.accuracy_signs))),
+        Column("Δ accuracy", "at equal tokens", equal),
+        Column("dominated by", "", lambda row: row.dominated_by[0] if row.dominated_by else "-"),
         Column(f"maj@{k}", "", lambda row: share(row.summary.maj_at_k)),
         Column(f"pass@{k}", "", lambda row: share(row.summary.pass_at_k)),
+        Column(f"G-Pass@{k}", "τ = 1", lambda row: share(row.summary.g_pass_at_k)),
         Column("tokens", "median", lambda row: count(row.summary.tokens.median)),
         Column("tokens", "p95", lambda row: count(row.summary.tokens.p95)),
         Column("tokens", "if right", lambda row: _mean(row.summary.tokens_right)),
         Column("tokens", "if wrong", lambda row: _mean(row.summary.tokens_wrong)),
+        Column("tokens", "think + answer", _split),
         Column("tokens per", "right answer", lambda row: count(row.summary.tokens_per_correct)),
         Column("trun-", "cated", lambda row: percent(row.summary.truncated)),
         Column("loops", "", lambda row: percent(row.summary.loops)),
+        Column("budget curve", "area", lambda row: share(row.curve.area.value)),
         Column("AES", "", lambda row: "-" if row.aes is None else signed(row.aes, 2)),
+        Column("ξ_O", "outcome efficiency", lambda row: efficiency(row, lambda found: found.outcome)),
+        Column("ξ_UT", "underthinking", lambda row: efficiency(row, lambda found: found.underthinking)),
     )
 
 
@@ -270,7 +335,8 @@ def comparison_lines(found: Frontier) -> list[str]:
     """One line per pair: `student-sft against student-rl: accuracy +0.120 [..], tokens +12.5% [..]`."""
     lines = [
         f"{one.name} against {one.other}: accuracy {interval(one.difference.accuracy, signed)}, "
-        f"tokens {interval(one.difference.tokens_relative, signed_percent)}"
+        f"tokens {interval(one.difference.tokens_relative, signed_percent)}, "
+        f"sign test {signs(one.difference.accuracy_signs)}"
         for one in found.comparisons
     ]
     return [*lines, ""] if lines else []
@@ -284,6 +350,17 @@ def notes(found: Frontier, mark: str = MARK) -> list[str]:
         f"differences paired with {found.parent} on the same problems.",
         f"{mark} no other arm is at least as accurate with at most as many tokens, and better in one of the two.",
     ]
+    if len(found.rows) > 1:
+        lines += [
+            "Sign test: problems on which an arm is better and worse than its parent; exact, two-sided.",
+            "At equal tokens: of the two, the one that spends more is cut at the limit under which it spends what the "
+            "other does on average; what is cut is wrong.",
+        ]
+    if first.num_problems < FEW_PROBLEMS:
+        lines.append(
+            f"Only {first.num_problems} problems: with fewer than {FEW_PROBLEMS} the intervals are rough, and near 0 "
+            "and 1 they hold the truth less often than 95% of the time (benchmarks/coverage.py)."
+        )
     undecided = [f"{row.name} {row.summary.undecided}" for row in found.rows if row.summary.undecided]
     if undecided:
         lines.append(

@@ -96,7 +96,7 @@ def measured_by(frontier: StageFolder, stage: str, arms: dict[str, str], samples
         if ref == stage:
             row = found.row(arm)
             rows = [
-                (f"{column.head} {column.unit}".strip(), column.cell(row), column.cell(parent))
+                (f"{column.head} {column.unit}".replace("- ", "").strip(), column.cell(row), column.cell(parent))
                 for column in table_columns(found)[1:]
             ]
             measured.append(Measured(frontier.stage, arm, found.parent, rows, how))

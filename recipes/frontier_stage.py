@@ -1,13 +1,14 @@
-"""The frontier stage: the arms' pools become the table, the pictures and the page."""
+"""The frontier stage: the arms' pools become the table (JSON, Markdown, CSV), the pictures and the page."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from recipes.methods import Frontier
 from recipes.runner import StageContext
 from recipes.stage_inputs import problems_of, task_of
-from rl.runs import read_json, read_lines
+from rl.runs import read_json, read_lines, write_file
 
 if TYPE_CHECKING:
     from long2short.report import StageTime, TrainingCurve
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 def frontier(context: StageContext) -> None:
     from long2short.frontier import Arm
     from long2short.frontier import frontier as compare_arms
+    from long2short.frontier_efficiency import efficiency_of
+    from long2short.frontier_text import table_csv, table_markdown
     from long2short.report import write_report
-    from rl.evaluate import EvalSummary
+    from rl.evaluate import summarize
+    from rl.policy import load_tokenizer
     from rl.pool import Pool
 
     stage: Frontier = context.stage
@@ -27,16 +31,22 @@ def frontier(context: StageContext) -> None:
         context.progress(position, len(stage.arms), name)
         folder = context.inputs[f"{context.name}.{name}"]
         groups = Pool.open(folder / "pool").groups(problems, task.verifier_version, stage.samples)
-        summary = EvalSummary.from_json(read_json(folder / "summary.json"))
-        arms.append(Arm(name, tuple(groups), summary, _family(context, ref)))
+        tokenizer = load_tokenizer(context.model(ref))
+        # Counted anew, not read from summary.json: the samples may be of an earlier version, which counted less.
+        summary, spent = summarize(groups, task, tokenizer), efficiency_of(groups, task, tokenizer)
+        arms.append(Arm(name, tuple(groups), summary, _family(context, ref), spent))
+    found = compare_arms(arms, stage.parent, stage.compare, stage.budgets)
+    write_file(context.folder / "frontier.md", table_markdown(found), "frontier.text")
+    write_file(context.folder / "frontier.csv", table_csv(found), "frontier.text")
     write_report(
         context.folder,
-        compare_arms(arms, stage.parent, stage.compare),
+        found,
         arms,
         title=f"{context.recipe.name}: accuracy and tokens",
         curves=_curves(context),
         times=_times(context),
         facts=_facts(context, stage, len(problems)),
+        provenance=_provenance(context, stage),
     )
 
 
@@ -71,3 +81,23 @@ def _facts(context: StageContext, stage: Frontier, num_problems: int) -> list[tu
         ("samples", f"{stage.samples} a problem"),
         ("sampling", f"temperature {stage.temperature}, top-p {stage.top_p}, at most {stage.max_tokens} tokens"),
     ]
+
+
+def _provenance(context: StageContext, stage: Frontier) -> dict[str, list[tuple[str, str]]]:
+    """Where each arm comes from, by the manifests of the stage that made it and of the one that sampled it."""
+    found = {}
+    for name, ref in stage.arms.items():
+        lines = [("recipe", context.recipe.name), ("seed", str(context.recipe.seed)), ("model", ref)]
+        if ref in context.inputs:
+            made = read_json(context.inputs[ref] / "manifest.json")
+            lines += [("stage", f"{made['stage']}-{made['hash']}"), ("method", made["method"])]
+            lines += [(f"from {key}", value) for key, value in made["inputs"].items()]
+            lines += [(key, json.dumps(value)) for key, value in made["config"]["config"].items()]
+            weights = {file: sha for file, sha in made["files"].items() if file.endswith(".safetensors")}
+            lines += [(f"sha256 of {file}", sha) for file, sha in weights.items()]
+        judged = read_json(context.inputs[f"{context.name}.{name}"] / "manifest.json")
+        lines.append(("samples", f"{judged['stage']}-{judged['hash']}"))
+        lines += [(f"samples from {key}", value) for key, value in judged["inputs"].items()]
+        lines += [(package, version or "-") for package, version in judged["versions"].items()]
+        found[name] = lines
+    return found

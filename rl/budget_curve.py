@@ -25,7 +25,7 @@ from rl import stats
 from rl.budget import Draft, closing_text, forced_ids, thought_end
 from rl.judging import judge_attempts
 from rl.samplers.base import Sampler, SampleRequest, SamplingSettings, sample_seed
-from rl.stats import Estimate
+from rl.stats import SHARE, Estimate
 from rl.tasks.base import Task
 from rl.types import Completion, FinishReason, Rollout, RolloutGroup
 
@@ -219,7 +219,7 @@ def _curve(levels: Sequence[tuple[int, Rows, int, int]]) -> BudgetCurve:
         lengths = stats.lengths([[count for _, count in row] for row in rows])
         assert lengths is not None  # every problem has a completion
         undecided = completions - sum(map(len, right))
-        accuracy = stats.bootstrap_mean(shares)
+        accuracy = stats.bootstrap_mean(shares, bounds=SHARE)
         points.append(BudgetPoint(budget, accuracy, lengths.mean, cut / completions, undecided, drawn))
         accuracies.append(dict(zip(decided, shares.tolist(), strict=True)))
     weights = area_weights([point.budget for point in points])
@@ -227,7 +227,7 @@ def _curve(levels: Sequence[tuple[int, Rows, int, int]]) -> BudgetCurve:
     if not common:
         raise ValueError("no problem has a decided sample at every budget, so there is no area under the curve")
     areas = [sum(w * shares[number] for w, shares in zip(weights, accuracies, strict=True)) for number in common]
-    return BudgetCurve(len(rows), completions, tuple(points), stats.bootstrap_mean(areas))
+    return BudgetCurve(len(rows), completions, tuple(points), stats.bootstrap_mean(areas, bounds=SHARE))
 
 
 def _answers(

@@ -8,20 +8,29 @@ Rules, stated once:
 * A truncated completion without an answer is wrong, and `truncated` counts it apart.
 * A group with aborted samples is refused: its lengths are censored.
 * Length is completion tokens with thought, answer and EOS, in the evaluated model's own tokenizer.
+* A problem counts as solved by the majority if more than half of its decided samples are right, by any if one is. That
+  needs verdicts only; maj@k, the vote over answers, needs to know which answers are alike.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rl import stats
-from rl.stats import Estimate, TokenStats
+from rl.stats import SHARE, SHARE_DIFFERENCE, Estimate, SignTest, TokenStats
 from rl.tasks.base import REFLECTION_WORDS, Task
+from rl.think_stats import thought_counter
 from rl.types import Completion, FinishReason, Rollout, RolloutGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LOOP_REPEATS = 4
 LOOP_TOKENS = 24
@@ -41,10 +50,15 @@ class EvalSummary:
     accuracy: Estimate  # avg@k
     maj_at_k: float  # majority vote over k final answers
     pass_at_k: float | None  # at least one right of k; None if no problem has k decided samples
+    pass_at: tuple[tuple[int, float], ...]  # (j, unbiased pass@j), j = 1, 2, 4, .. up to k
+    g_pass_at_k: float | None  # G-Pass@k at tau = 1: all k right; None as for pass@k
+    mg_pass_at_k: float | None  # the mean of G-Pass@k over tau in (1/2, 1], see `mean_g_pass`
     tokens: TokenStats  # all completions
     tokens_right: TokenStats | None  # None if nothing is right
     tokens_wrong: TokenStats | None
     tokens_per_correct: float | None  # tokens of all decided completions over the number of right ones
+    think_tokens: TokenStats | None  # of the thoughts, all completions; None where the tokenizer was not at hand
+    answer_tokens: TokenStats | None  # of what follows them
     truncated: float  # share that ran out of tokens
     loops: float  # share that ended in a loop, see `ends_in_loop`
     think_share: float  # share that thought before answering, see `thinks`
@@ -52,19 +66,19 @@ class EvalSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json(to_json())` is the same summary."""
-        return {**asdict(self), "reflection_words": [list(pair) for pair in self.reflection_words]}
+        lists = {name: [list(pair) for pair in getattr(self, name)] for name in ("pass_at", "reflection_words")}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> EvalSummary:
-        def split(name: str) -> TokenStats | None:
-            return None if data[name] is None else TokenStats.from_json(data[name])
-
+        """ValueError for the summary of another version of `reason`, which has other keys."""
+        require_keys(cls, data, "a summary")
+        split = ("tokens_right", "tokens_wrong", "think_tokens", "answer_tokens")
         converted = {
             "accuracy": Estimate.from_json(data["accuracy"]),
             "tokens": TokenStats.from_json(data["tokens"]),
-            "tokens_right": split("tokens_right"),
-            "tokens_wrong": split("tokens_wrong"),
-            "reflection_words": tuple((word, count) for word, count in data["reflection_words"]),
+            **{name: None if data[name] is None else TokenStats.from_json(data[name]) for name in split},
+            **{name: tuple((key, value) for key, value in data[name]) for name in ("pass_at", "reflection_words")},
         }
         return cls(**{**data, **converted})
 
@@ -73,25 +87,56 @@ class EvalSummary:
 class PairedDifference:
     """A model minus its parent on the same problems, each with a paired 95 % interval over problems.
 
-    Example: accuracy -0.01 [-0.02, 0.00], tokens -38.1 [-39.5, -36.8], tokens_relative -0.58 [-0.60, -0.57].
+    Example: accuracy -0.01 [-0.02, 0.00], tokens -38.1 [-39.5, -36.8], tokens_relative -0.58 [-0.60, -0.57]; of 400
+    problems 12 went up and 18 down, p = 0.36.
     """
 
     num_problems: int  # with a decided sample on both sides
     accuracy: Estimate  # avg@k minus the parent's avg@k
     tokens: Estimate  # mean tokens minus the parent's
     tokens_relative: Estimate  # mean tokens over the parent's, minus 1
+    both_right: int  # problems that both solved at least once
+    tokens_both_right: Estimate | None  # on these, tokens of right completions over the parent's, minus 1
+    truncated: Estimate  # share that ran out of tokens minus the parent's
+    accuracy_signs: SignTest  # of the problems' accuracies: up is better than the parent
+    tokens_signs: SignTest  # of their mean tokens: up is longer
+    only_any: tuple[int, int]  # problems with a right sample here and none at the parent's, and the other way round
+    only_majority: tuple[int, int]  # problems solved by the majority here and not at the parent's, and the other way
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        lists = {name: list(getattr(self, name)) for name in ("only_any", "only_majority")}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PairedDifference:
-        names = ("accuracy", "tokens", "tokens_relative")
-        return cls(data["num_problems"], *(Estimate.from_json(data[name]) for name in names))
+        """ValueError for a difference that another version of `reason` wrote."""
+        require_keys(cls, data, "a paired difference")
+        both = data["tokens_both_right"]
+        converted = {
+            **{name: Estimate.from_json(data[name]) for name in ("accuracy", "tokens", "tokens_relative", "truncated")},
+            "tokens_both_right": None if both is None else Estimate.from_json(both),
+            **{name: SignTest.from_json(data[name]) for name in ("accuracy_signs", "tokens_signs")},
+            **{name: tuple(data[name]) for name in ("only_any", "only_majority")},
+        }
+        return cls(**{**data, **converted})
 
 
-def summarize(groups: Sequence[RolloutGroup], task: Task) -> EvalSummary:
-    """Every headline number of one model. `groups` are its judged problems, k samples each.
+def require_keys(kind: type, data: Any, what: str) -> None:
+    """Refuse JSON that does not have exactly the fields of a dataclass."""
+    names = {field.name for field in fields(kind)}
+    if not isinstance(data, dict) or data.keys() != names:
+        odd = sorted(names ^ set(data)) if isinstance(data, dict) else sorted(names)
+        raise ValueError(
+            f"{what} was written by another version of reason: its keys differ in {', '.join(odd)}; remove the folder "
+            "it is in and run the same command, which computes it again from the samples"
+        )
+
+
+def summarize(
+    groups: Sequence[RolloutGroup], task: Task, tokenizer: PreTrainedTokenizerBase | None = None
+) -> EvalSummary:
+    """Every headline number of one model. `groups` are its judged problems, k samples each; with its `tokenizer` the
+    tokens are divided into thought and answer.
 
     Raises ValueError by name for an empty list, a repeated problem, groups of different sizes, aborted samples, or when
     the judge decided nothing at all.
@@ -105,19 +150,36 @@ def summarize(groups: Sequence[RolloutGroup], task: Task) -> EvalSummary:
     answers = [[task.answer_of(rollout.completion.text) or None for rollout in kept] for kept in decided]
     tokens = stats.lengths([group.num_tokens for group in groups])
     assert tokens is not None  # _check refuses empty groups
+    thought = answer = None
+    if tokenizer is not None:
+        counted = thought_counter(tokenizer)
+        thoughts = [[counted(rollout.completion) for rollout in group.rollouts] for group in groups]
+        thought = stats.lengths(thoughts)
+        answer = stats.lengths(
+            [
+                [whole - part for whole, part in zip(group.num_tokens, parts, strict=True)]
+                for group, parts in zip(groups, thoughts, strict=True)
+            ]
+        )
     words = task.reflection_words or REFLECTION_WORDS
     counts = [count_words(rollout.completion.text, words) for rollout in rollouts]
+    passes = [(k, stats.mean_pass_at_k(right, k)) for k in powers_of_two(samples)]
     return EvalSummary(
         num_problems=len(groups),
         samples=samples,
         undecided=len(rollouts) - sum(map(len, right)),
-        accuracy=stats.bootstrap_mean(stats.shares(right)),
+        accuracy=stats.bootstrap_mean(stats.shares(right), bounds=SHARE),
         maj_at_k=stats.maj_at_k(answers, right),
         pass_at_k=stats.mean_pass_at_k(right, samples),
+        pass_at=tuple((k, value) for k, value in passes if value is not None),
+        g_pass_at_k=stats.mean_g_pass_at_k(right, samples, 1.0),
+        mg_pass_at_k=mean_g_pass(right, samples),
         tokens=tokens,
         tokens_right=stats.lengths([[r.num_tokens for r in kept if r.right] for kept in decided]),
         tokens_wrong=stats.lengths([[r.num_tokens for r in kept if not r.right] for kept in decided]),
         tokens_per_correct=stats.tokens_per_correct([[r.num_tokens for r in kept] for kept in decided], right),
+        think_tokens=thought,
+        answer_tokens=answer,
         truncated=_share([r.completion.finish_reason is FinishReason.LENGTH for r in rollouts]),
         loops=_share([ends_in_loop(r.completion) for r in rollouts]),
         think_share=_share([thinks(r.completion.text) for r in rollouts]),
@@ -125,11 +187,65 @@ def summarize(groups: Sequence[RolloutGroup], task: Task) -> EvalSummary:
     )
 
 
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4, .. and `most` itself: `powers_of_two(6) == [1, 2, 4, 6]`"""
+    return sorted({2**i for i in range(most.bit_length())} | {most})
+
+
+def mean_g_pass(right: Sequence[Sequence[bool]], k: int) -> float | None:
+    """mG-Pass@k, the mean of G-Pass@k_tau over the upper half of tau: 2/k times the sum over tau = i/k from
+    i = k/2 (rounded up) + 1 to k (2412.13147, equation 4); None as for pass@k.
+
+    With an odd k these are fewer than k/2 terms, so that k right of k are below 1; at k = 1 there is none, and it is
+    pass@1. Example: one problem with 4 of 4 right: 2/4 (1 + 1) = 1.
+    """
+    steps = range(-(-k // 2) + 1, k + 1)
+    if not steps:
+        return stats.mean_pass_at_k(right, k)
+    values = [stats.mean_g_pass_at_k(right, k, i / k) for i in steps]
+    kept = [value for value in values if value is not None]
+    return 2 / k * sum(kept) if kept else None
+
+
 def compare(groups: Sequence[RolloutGroup], parent_groups: Sequence[RolloutGroup]) -> PairedDifference:
     """A model minus its parent, paired by problem: the same problems in any order, else an error that names one.
 
-    Problems without a decided sample on both sides are left out. Both sides may have a different number of samples.
+    Problems without a decided sample on both sides are left out. Both sides may have a different number of samples, but
+    then "solved by any" favours the one with more.
     """
+    pairs = paired(groups, parent_groups)
+    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+    right = [[[r.right for r in decided_rollouts(group)] for group in side] for side in sides]
+    accuracy, parent_accuracy = map(stats.shares, right)
+    tokens, parent_tokens = ([sum(group.num_tokens) / len(group.rollouts) for group in side] for side in sides)
+    truncated, parent_truncated = (
+        [_share([r.completion.finish_reason is FinishReason.LENGTH for r in group.rollouts]) for group in side]
+        for side in sides
+    )
+    both = [(one, other) for one, other in pairs if any(one.right) and any(other.right)]
+    shorter = None
+    if both:
+        costs, parent_costs = ([_mean_right_tokens(pair[side]) for pair in both] for side in (0, 1))
+        shorter = _relative(costs, parent_costs)
+    return PairedDifference(
+        num_problems=len(pairs),
+        accuracy=stats.bootstrap_difference(accuracy, parent_accuracy, bounds=SHARE_DIFFERENCE),
+        tokens=stats.bootstrap_difference(tokens, parent_tokens),
+        tokens_relative=_relative(tokens, parent_tokens),
+        both_right=len(both),
+        tokens_both_right=shorter,
+        truncated=stats.bootstrap_difference(truncated, parent_truncated, bounds=SHARE_DIFFERENCE),
+        accuracy_signs=stats.sign_test(accuracy - parent_accuracy),
+        tokens_signs=stats.sign_test([one - other for one, other in zip(tokens, parent_tokens, strict=True)]),
+        only_any=_only(accuracy > 0, parent_accuracy > 0),
+        only_majority=_only(accuracy > 0.5, parent_accuracy > 0.5),
+    )
+
+
+def paired(
+    groups: Sequence[RolloutGroup], parent_groups: Sequence[RolloutGroup]
+) -> list[tuple[RolloutGroup, RolloutGroup]]:
+    """The problems that have a decided sample on both sides, by id, after refusing what cannot be paired."""
     _check(groups)
     _check(parent_groups)
     parents = {group.problem.id: group for group in parent_groups}
@@ -139,25 +255,26 @@ def compare(groups: Sequence[RolloutGroup], parent_groups: Sequence[RolloutGroup
             f"a paired comparison needs the same problems on both sides; {len(unpaired)} are only on one, such as "
             f"{unpaired[0]}: evaluate both models on the same problem set"
         )
-    # Sorted by id, so that the drawn problems, and with them the interval, do not depend on the order of the input.
     ordered = sorted(groups, key=lambda group: group.problem.id)
     pairs = [(group, parents[group.problem.id]) for group in ordered]
     pairs = [(one, other) for one, other in pairs if decided_rollouts(one) and decided_rollouts(other)]
     if not pairs:
         raise ValueError("no problem has a decided sample on both sides, so there is nothing to compare")
-    accuracy, parent_accuracy = (
-        stats.shares([[r.right for r in decided_rollouts(pair[side])] for pair in pairs]) for side in (0, 1)
-    )
-    tokens, parent_tokens = (
-        [sum(pair[side].num_tokens) / len(pair[side].rollouts) for pair in pairs] for side in (0, 1)
-    )
-    ratio = stats.bootstrap_ratio(tokens, parent_tokens)
-    return PairedDifference(
-        num_problems=len(pairs),
-        accuracy=stats.bootstrap_difference(accuracy, parent_accuracy),
-        tokens=stats.bootstrap_difference(tokens, parent_tokens),
-        tokens_relative=Estimate(ratio.value - 1, ratio.low - 1, ratio.high - 1),
-    )
+    return pairs
+
+
+def _relative(values: Sequence[float], parent: Sequence[float]) -> Estimate:
+    ratio = stats.bootstrap_ratio(values, parent)
+    return Estimate(ratio.value - 1, ratio.low - 1, ratio.high - 1)
+
+
+def _mean_right_tokens(group: RolloutGroup) -> float:
+    lengths = [rollout.num_tokens for rollout in group.rollouts if rollout.right]
+    return sum(lengths) / len(lengths)
+
+
+def _only(here: NDArray[np.bool_], there: NDArray[np.bool_]) -> tuple[int, int]:
+    return int((here & ~there).sum()), int((there & ~here).sum())
 
 
 def decided_rollouts(group: RolloutGroup) -> list[Rollout]:

@@ -398,7 +398,7 @@ def test_a_curve_by_hand():
     assert [point.budget for point in curve.points] == [2, 4, 8]
     for point in curve.points:
         rows = [[bool(value) for value in row] for row in right[point.budget]]
-        assert point.accuracy == stats.bootstrap_mean(stats.shares(rows))
+        assert point.accuracy == stats.bootstrap_mean(stats.shares(rows), bounds=stats.SHARE)
         expected = stats.lengths(tokens[point.budget])
         assert expected is not None and point.tokens == expected.mean
     assert [point.accuracy.value for point in curve.points] == pytest.approx([1 / 6, 1 / 2, 1 / 2])
@@ -436,7 +436,7 @@ def test_what_is_asked_of_the_sampler():
     silent = Scripted(None)  # nothing to cut: the sampler is not asked at all
     curve = budget_curve(GROUPS[:2], silent, TINY, tiny.TASK, [8], answer, 0)
     assert not silent.calls and curve.drawn == 0
-    assert curve.points[0].accuracy == curve.area == stats.bootstrap_mean([0.5, 0.5])
+    assert curve.points[0].accuracy == curve.area == stats.bootstrap_mean([0.5, 0.5], bounds=stats.SHARE)
 
 
 def test_a_closing_of_several_tokens_in_a_curve():

@@ -8,12 +8,16 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from rl import evaluate
 from rl.evaluate import EvalSummary, PairedDifference, compare, ends_in_loop, summarize, thinks
 from rl.runs import read_json
 from rl.tasks import tiny
 from rl.tasks.base import REFLECTION_WORDS
+from rl.tasks.tiny_models import make_tokenizer
+from rl.think_stats import tokens_until
 from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
 RIGHT, WRONG, UNDECIDED = Outcome.RIGHT, Outcome.WRONG, Outcome.UNDECIDED
@@ -64,9 +68,13 @@ def test_every_number_of_a_small_summary():
     assert (summary.truncated, summary.loops) == (1 / 8, 0)
     assert summary.think_share == 6 / 8  # "</think>07" and the thought that never ended are none
     assert summary.reflection_words == (("wait", 3 / 8),)
-    # Two problems: an interval runs from the worse to the better one.
-    assert (summary.accuracy.low, summary.accuracy.high) == (0.5, 0.5)
-    assert (summary.tokens.mean.low, summary.tokens.mean.high) == (27.5, 72.5)
+    assert summary.pass_at == ((1, 0.5), (2, pytest.approx(5 / 6)), (4, 1.0))
+    assert summary.g_pass_at_k == 0.0  # no problem has four right
+    assert summary.mg_pass_at_k == 0.0  # nor three
+    assert summary.think_tokens is summary.answer_tokens is None  # no tokenizer, no split
+    # Two problems, half right each: a third one may be anything. q = .025^(1/2) = .158 of them are like these.
+    assert (summary.accuracy.low, summary.accuracy.high) == pytest.approx((0.0791, 0.9209), abs=1e-4)
+    assert summary.tokens.mean.low < 27.5 and summary.tokens.mean.high > 72.5
 
 
 def test_undecided_leaves_the_denominator_and_is_counted():
@@ -132,7 +140,9 @@ def test_compare_is_paired_by_problem_whatever_the_order():
     assert difference == compare(child[::-1], parent)
     assert difference.num_problems == 6
     assert difference.accuracy.value == pytest.approx(0.5)
-    assert difference.accuracy.low == pytest.approx(0.5)
+    assert difference.accuracy.low == pytest.approx(
+        -0.1889, abs=1e-4
+    )  # six equal problems allow that much: q / 2 − (1 − q), q = .025^(1/6)
     assert difference.tokens.value == pytest.approx(-62.5)
     assert difference.tokens.low < -62.5 < difference.tokens.high
     # Every problem at half its parent's tokens: the relative difference has no spread, the absolute one has.
@@ -198,3 +208,95 @@ def test_reflection_words_are_whole_words_of_any_case():
     groups = [make_group(0, make_rollout(RIGHT, 5, "but wait </think>02"))]
     default = summarize(groups, replace(tiny.TASK, reflection_words=()))
     assert dict(default.reflection_words) == {**dict.fromkeys(REFLECTION_WORDS, 0.0), "wait": 1.0, "but": 1.0}
+
+
+def test_a_comparison_by_hand():
+    """p0: 2 of 2 right against 1; p1: 0 against 1; p2: alike; p3: right only here. Lengths are halved but for p1."""
+    parent = [
+        make_group(0, make_rollout(RIGHT, 100), make_rollout(WRONG, 60)),
+        make_group(1, make_rollout(RIGHT, 80), make_rollout(WRONG, 80, "x", FinishReason.LENGTH)),
+        make_group(2, make_rollout(RIGHT, 40), make_rollout(RIGHT, 20)),
+        make_group(3, make_rollout(WRONG, 80), make_rollout(WRONG, 80)),
+    ]
+    child = [
+        make_group(0, make_rollout(RIGHT, 50), make_rollout(RIGHT, 30)),
+        make_group(1, make_rollout(WRONG, 80), make_rollout(WRONG, 80)),
+        make_group(2, make_rollout(RIGHT, 20), make_rollout(RIGHT, 10)),
+        make_group(3, make_rollout(RIGHT, 40), make_rollout(WRONG, 40)),
+    ]
+    found = compare(child, parent)
+    assert found.accuracy.value == pytest.approx((0.5 - 0.5 + 0 + 0.5) / 4)
+    assert (found.accuracy_signs.up, found.accuracy_signs.down, found.accuracy_signs.equal) == (2, 1, 1)
+    assert found.accuracy_signs.p == 1.0  # 2 (C(3, 0) + C(3, 1)) / 8
+    assert (found.tokens_signs.up, found.tokens_signs.down, found.tokens_signs.equal) == (0, 3, 1)
+    assert found.tokens_signs.p == 0.25
+    assert found.tokens.value == -(40 + 15 + 40) / 4
+    assert found.tokens_relative.value == pytest.approx(175 / 270 - 1)
+    assert found.only_any == (1, 1)  # p3, p1
+    assert found.only_majority == (1, 0)  # p0: half is no majority
+    assert found.both_right == 2
+    assert found.tokens_both_right is not None
+    assert found.tokens_both_right.value == pytest.approx((40 + 15) / (100 + 30) - 1)
+    assert found.truncated.value == -1 / 8
+    assert PairedDifference.from_json(json.loads(json.dumps(found.to_json()))) == found
+    nothing = compare([make_group(0, make_rollout(WRONG, 1))], [make_group(0, make_rollout(RIGHT, 1))])
+    assert (nothing.both_right, nothing.tokens_both_right) == (0, None)
+    assert PairedDifference.from_json(json.loads(json.dumps(nothing.to_json()))) == nothing
+
+
+def test_json_of_another_version_is_refused_with_what_to_do():
+    groups = [make_group(0, make_rollout(RIGHT, 10)), make_group(1, make_rollout(WRONG, 10))]
+    summary, difference = summarize(groups, tiny.TASK).to_json(), compare(groups, groups).to_json()
+    del summary["pass_at"], difference["truncated"]
+    with pytest.raises(ValueError, match=r"another version of reason: its keys differ in pass_at; remove the folder"):
+        EvalSummary.from_json(summary)
+    with pytest.raises(ValueError, match="differ in truncated"):
+        PairedDifference.from_json(difference)
+
+
+def test_mean_g_pass():
+    assert evaluate.mean_g_pass([[True] * 4], 4) == 1.0
+    assert evaluate.mean_g_pass([[True, True, True, False]], 4) == 0.5  # 2/4 (1 + 0): three of four, not four
+    assert evaluate.mean_g_pass([[True], [False]], 1) == 0.5
+    assert evaluate.mean_g_pass([[True]], 2) is None
+    # 16 samples, 12 right, k = 4: tau = 3/4 and 1
+    assert evaluate.mean_g_pass([[True] * 12 + [False] * 4], 4) == pytest.approx((0.27198 + 0.75549) / 2, abs=1e-4)
+    assert evaluate.powers_of_two(6) == [1, 2, 4, 6]
+    assert evaluate.powers_of_two(1) == [1]
+
+
+def pieces():
+    """A tokenizer of single bytes, so that `</think>` takes eight tokens."""
+    vocab = {symbol: number for number, symbol in enumerate(["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+
+
+@pytest.mark.parametrize(("tokenizer", "closing"), [(make_tokenizer(), 1), (pieces(), 8)])
+def test_tokens_of_thought_and_answer(tokenizer, closing):
+    def rollout(text, outcome=RIGHT, reason=FinishReason.STOP):
+        ids = (*tokenizer(text)["input_ids"], *([tokenizer.eos_token_id] if reason is FinishReason.STOP else []))
+        return Rollout(Completion(text, ids, (0.0,) * len(ids), reason), Verdict(outcome))
+
+    groups = [
+        make_group(0, rollout("1+1=2</think>02"), rollout("</think>02")),
+        make_group(1, rollout("1+1", WRONG, FinishReason.LENGTH), rollout("1</think></think>2", WRONG)),
+    ]
+    summary = summarize(groups, tiny.TASK, tokenizer)
+    assert summary.think_tokens is not None and summary.answer_tokens is not None
+    thoughts = [5 + closing, closing, 3, 1 + closing]
+    answers = [3, 3, 0, closing + 2]
+    assert summary.think_tokens.mean.value == sum(thoughts) / 4
+    assert summary.answer_tokens.mean.value == sum(answers) / 4
+    assert sum(map(sum, (thoughts, answers))) == sum(sum(group.num_tokens) for group in groups)
+    assert EvalSummary.from_json(json.loads(json.dumps(summary.to_json()))) == summary
+
+
+def test_tokens_until_so_many_characters():
+    tokenizer = pieces()
+    ids = tokenizer("12+3")["input_ids"]
+    assert [tokens_until(tokenizer, ids, count) for count in (0, 1, 3, 4, 9)] == [0, 1, 3, 4, 4]
+    tiny_ids = make_tokenizer()("12 wait 3</think>")["input_ids"]
+    assert tokens_until(make_tokenizer(), tiny_ids, 3) == 3  # within " wait ", which is one token

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from long2short.frontier import Arm, Frontier, accuracy_efficiency, count, frontier, non_dominated, signed, table
+import cli
+from long2short.first_solution import solutions
+from long2short.frontier import (
+    Arm,
+    Frontier,
+    accuracy_efficiency,
+    budget_grid,
+    count,
+    frontier,
+    non_dominated,
+    notes,
+    signed,
+    signs,
+    table,
+    table_columns,
+)
+from long2short.frontier_efficiency import Efficiency, attempts_of, efficiency, efficiency_of, first_right, readings
+from long2short.frontier_scores import at_equal_tokens, dominators, overthinking_scores
+from long2short.frontier_text import table_csv, table_markdown
 from rl.evaluate import summarize
-from rl.tasks import tiny
+from rl.stats import SignTest
+from rl.tasks import integers, tiny
+from rl.tasks.tiny_models import make_tokenizer
 from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
 
@@ -142,3 +167,241 @@ def test_the_table_says_what_the_judge_could_not_decide():
 def test_number_forms():
     assert [count(61.25), count(12345.6), count(None)] == ["61.2", "12,346", "-"]
     assert [signed(0.0123), signed(-0.0001), signed(-0.5, 1)] == ["+0.012", "+0.000", "-0.5"]
+
+
+# --- the scores ---------------------------------------------------------------------------------------------------
+
+
+def test_dominators_and_the_most_accurate_one_first():
+    assert dominators([(0.9, 60), (0.9, 30), (0.7, 20), (0.6, 25)]) == [[1], [], [], [2]]
+    found = frontier([make_arm("a", 0.3, 90), make_arm("b", 0.6, 60), make_arm("c", 0.95, 30)], "a")
+    assert [row.dominated_by for row in found.rows] == [("c", "b"), ("c",), ()]
+    assert [row.non_dominated for row in found.rows] == [False, False, True]
+
+
+def test_overthinking_score_golden():
+    scores = overthinking_scores([(0.8, 140), (0.9, 100), (1.0, 200), (0.0, 200)])
+    assert scores == pytest.approx([0.685714, 2 * 0.9 / 1.9, 0.0, 0.0], abs=5e-7)
+    assert overthinking_scores([(0.8, 5), (0.1, 5)]) == [None, None]
+
+
+def group(number, *attempts, text="1 </think>02", answer="02"):
+    """A problem with samples given as (right, tokens); right None is undecided."""
+    rollouts = []
+    for right, tokens in attempts:
+        known = Verdict(Outcome.RIGHT if right else Outcome.WRONG)
+        verdict = Verdict.undecided(JudgeFailure.TIMEOUT) if right is None else known
+        rollouts.append(Rollout(Completion(text, tuple(range(tokens)), (0.0,) * tokens, FinishReason.STOP), verdict))
+    return RolloutGroup(Problem(f"p{number}", (TextPart("01+01"),), answer), (1,), tuple(rollouts))
+
+
+def test_at_equal_tokens_by_hand():
+    parent, arm = [group(0, (True, 1), (True, 4))], [group(0, (True, 2), (True, 2))]
+    found = at_equal_tokens(arm, parent)
+    assert (found.limit, found.parent_is_cut, found.accuracy.value) == (3, True, 0.5)  # the parent's 1 + 3 tokens
+    back = at_equal_tokens(parent, arm)
+    assert (back.limit, back.parent_is_cut, back.accuracy.value) == (3, False, -0.5)
+    same = at_equal_tokens(parent, parent)
+    assert (same.limit, same.accuracy.value) == (4, 0.0)  # nothing is cut
+    undecided = [group(0, (True, 1), (True, 4), (None, 900))]
+    assert at_equal_tokens(arm, undecided).limit == 3
+
+
+@given(st.lists(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), min_size=2, max_size=2), min_size=2, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_at_equal_tokens_spends_no_more_and_one_token_more_would(rows):
+    arm = [group(i, *row) for i, row in enumerate(rows)]
+    parent = [group(i, *((right, 2 * tokens) for right, tokens in row)) for i, row in enumerate(rows)]
+    found = at_equal_tokens(arm, parent)
+    spent, lengths = sum(sum(g.num_tokens) for g in arm), [n for g in parent for n in g.num_tokens]
+
+    def cost(limit):
+        return sum(min(length, limit) for length in lengths)
+
+    assert found.parent_is_cut and cost(found.limit) <= spent < cost(found.limit + 1)
+    kept = [r.right and r.num_tokens <= found.limit for g in parent for r in g.rollouts]
+    expected = (sum(r.right for g in arm for r in g.rollouts) - sum(kept)) / len(kept)
+    assert found.accuracy.value == pytest.approx(expected)
+
+
+def test_the_curves_share_their_limits_and_end_at_the_accuracy(arms):
+    assert budget_grid(160, 2) == [40, 57, 80, 114, 160]
+    assert budget_grid(2) == [1, 2]
+    found = frontier(arms, "teacher")
+    longest = max(length for arm in arms for g in arm.groups for length in g.num_tokens)
+    for row in found.rows:
+        assert [point.budget for point in row.curve.points] == budget_grid(longest)
+        accuracies = [point.accuracy.value for point in row.curve.points]
+        assert accuracies == sorted(accuracies) and accuracies[-1] == row.summary.accuracy.value
+    assert [p.budget for p in frontier(arms, "teacher", budgets=[64, 16]).rows[0].curve.points] == [16, 64]
+    assert found.row("brief").curve.area.value > found.row("teacher").curve.area.value  # right sooner
+
+
+# --- what a thought needed ----------------------------------------------------------------------------------------
+
+
+def test_efficiency_golden():
+    found = efficiency([[(True, 300, 1000), (False, None, 400), (True, 500, 500)]])
+    assert found.outcome.value == pytest.approx(0.43333, abs=5e-6)
+    assert found.underthinking is not None and found.underthinking.value == 0.0
+    found = efficiency([[(False, 200, 800)], [(False, None, 800)]])
+    assert found.outcome.value == 0.0
+    assert found.underthinking is not None and found.underthinking.value == 0.375
+    assert efficiency([[(True, None, 7)]]) == Efficiency(efficiency([[(True, 7, 7)]]).outcome, None)
+    assert Efficiency.from_json(json.loads(json.dumps(found.to_json()))) == found
+    with pytest.raises(ValueError, match="decided none"):
+        efficiency([])
+
+
+def test_the_first_right_solution_is_found_in_the_text():
+    text = "6*7=41. Wait, 6*7=42. Hmm, 42 it is. </think>42"
+    assert first_right(text, {"42"}, integers.TASK) == text.index("Hmm") == 22
+    assert first_right(text, {"41"}, integers.TASK) == text.index("Wait")
+    assert first_right(text, {"43"}, integers.TASK) is None
+    assert solutions("nothing here") == []
+    assert readings("1,042", integers.TASK) == {"1042"}
+    assert "04" in readings("04", tiny.TASK)
+    assert readings("", tiny.TASK) == set()
+
+
+def test_attempts_of_a_group():
+    early = "6*7=42. Wait, is it 42? Yes: 42. </think>42"
+    texts = [
+        (early, True),
+        ("6*7=42. </think>42", True),  # its only solution: all of it was needed
+        ("6*7=42. Wait, 6*8=48. </think>48", False),  # had it and left it
+        ("6*7=41. </think>41", False),
+        ("no number </think>42", True),
+    ]
+    rollouts = tuple(
+        Rollout(
+            Completion(text, tuple(range(len(text))), (0.0,) * len(text), FinishReason.STOP),
+            Verdict(Outcome.RIGHT if right else Outcome.WRONG),
+        )
+        for text, right in texts
+    )
+    made = RolloutGroup(Problem("p", (TextPart("6*7"),), "42"), (1,), rollouts)
+    found = attempts_of(made, integers.TASK, lambda ids, characters: characters)  # a token a character
+    assert found == [
+        (True, 8, len(early)), (True, None, 18), (False, 8, len(texts[2][0])), (False, None, 18), (True, None, 20),
+    ]  # fmt: skip
+
+
+def test_efficiency_counts_in_the_arms_own_tokens():
+    tokenizer = make_tokenizer()
+    text = "47*3=41 wait 7*3=21 so 41; </think>41"
+    ids = tuple(tokenizer(text + "<|end|>")["input_ids"])
+    rollout = Rollout(Completion(text, ids, (0.0,) * len(ids), FinishReason.STOP), Verdict(Outcome.RIGHT))
+    made = RolloutGroup(Problem("p", (TextPart("47*3"),), "41"), (1,), (rollout,))
+    assert efficiency_of([made], tiny.TASK, tokenizer).outcome.value == 8 / len(ids)  # "47*3=41" and " wait "
+
+
+# --- text forms ---------------------------------------------------------------------------------------------------
+
+
+def test_signs():
+    assert signs(SignTest(5, 1, 1, 0.21875)) == "+5 -1, p 0.22"
+    assert signs(SignTest(30, 1, 0, 3e-8)) == "+30 -1, p<0.001"
+    assert signs(SignTest(9, 1, 0, 0.021484375)) == "+9 -1, p 0.021"
+
+
+def test_markdown_holds_every_cell_and_no_markup_of_its_own(arms):
+    odd = make_arm("a|b_<c>*", 0.6, 50)
+    found = frontier([*arms, odd], "teacher", [("brief", "base")])
+    text = table_markdown(found)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in rows]
+    assert len(rows) == 2 * (2 + len(found.rows)) and sorted(set(widths)) == [9, len(table_columns(found)) - 6]
+    assert text.count(r"a\|b\_\<c\>\*") == 2
+    assert r"| \* brief |" in text and "- brief against base: accuracy" in text
+    assert "| truncated |" in text
+    for row in found.rows:
+        for column in table_columns(found)[1:]:
+            assert re.sub(r"([\[\]_|<>*])", r"\\\1", column.cell(row)) in text
+
+
+def test_csv_has_every_number_unrounded(arms):
+    found = frontier(arms, "teacher", [("brief", "base")])
+    lines = list(csv.DictReader(io.StringIO(table_csv(found))))
+    assert [line["name"] for line in lines] == [row.name for row in found.rows]
+    for line, row in zip(lines, found.rows, strict=True):
+        summary = row.summary
+        assert float(line["accuracy"]) == summary.accuracy.value
+        assert float(line["accuracy_low"]) == summary.accuracy.low
+        assert float(line["tokens_mean_high"]) == summary.tokens.mean.high
+        assert float(line["pass_at_2"]) == dict(summary.pass_at)[2]
+        assert float(line["reflection_words_wait"]) == 0.0
+        point = row.curve.points[3]
+        assert float(line[f"curve_accuracy_at_{point.budget}_low"]) == point.accuracy.low
+        assert float(line["curve_area"]) == row.curve.area.value
+        if row.difference is None or row.equal_tokens is None:
+            assert line["difference_accuracy"] == line["aes"] == line["equal_tokens_limit"] == ""
+        else:
+            assert float(line["difference_accuracy_signs_p"]) == row.difference.accuracy_signs.p
+            assert int(line["difference_only_any_parent"]) == row.difference.only_any[1]
+            assert float(line["equal_tokens_accuracy_high"]) == row.equal_tokens.accuracy.high
+        assert line["dominated_by"] == " ".join(row.dominated_by)
+
+    row = found.rows[0]
+    names = {str(point.budget) for point in row.curve.points} | {str(k) for k, _ in row.summary.pass_at} | {"wait"}
+    assert set(map(str, leaves(row.to_json()))) - set(lines[0].values()) <= names  # those are in the columns' names
+
+
+def leaves(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [] if value is None else [value]
+
+
+def test_few_problems_are_warned_of(arms):
+    assert "Only 40 problems: with fewer than 100 the intervals are rough" in table(frontier(arms, "teacher"))
+    many = [make_arm("one", 0.5, 10, problems=100, samples=1), make_arm("two", 0.5, 10, problems=100, samples=1)]
+    assert not any("rough" in line for line in notes(frontier(many, "one")))
+
+
+def test_a_frontier_of_another_version_says_what_to_do(arms):
+    old = json.loads(json.dumps(frontier(arms, "teacher").to_json()))
+    for row in old["rows"]:
+        del row["curve"], row["equal_tokens"]
+    with pytest.raises(ValueError, match="differ in curve, equal_tokens; remove the folder it is in and run the same"):
+        Frontier.from_json(old)
+
+
+RECIPE = """
+name: two
+seed: 1
+problems: {{source: tiny, levels: [2], train: 20, dev: 5, test: 6}}
+sampling: {{max_tokens: 40, batch_size: 16}}
+stages:
+  frontier:
+    method: frontier
+    parent: base
+    samples: 2
+    arms: {{base: {models}/tiny-base, short: {models}/tiny-short}}
+    budgets: [10, 40]
+"""
+
+
+def test_the_stage_writes_its_text_forms_and_the_command_prints_them(tmp_path):
+    models = Path(__file__).parents[1] / "recipes" / "models"
+    (tmp_path / "two.yaml").write_text(RECIPE.format(models=models))
+    command = ["frontier", str(tmp_path / "two.yaml"), "--runs", str(tmp_path / "runs")]
+    printed = CliRunner().invoke(cli.app, [*command, "--csv"])
+    assert printed.exit_code == 0, printed.output
+    (folder,) = (path for path in (tmp_path / "runs" / "two").glob("frontier-*") if path.is_dir())
+    found = Frontier.from_json(json.loads((folder / "frontier.json").read_text()))
+    assert printed.stdout == (folder / "frontier.csv").read_text() == table_csv(found)
+    assert (folder / "frontier.md").read_text() == table_markdown(found)
+    for row in found.rows:
+        assert row.efficiency is not None and row.summary.think_tokens is not None
+        assert [point.budget for point in row.curve.points] == [10, 40]
+    assert CliRunner().invoke(cli.app, [*command, "--markdown"]).stdout == table_markdown(found)  # reused
+
+    old = json.loads((folder / "frontier.json").read_text())
+    del old["rows"][0]["curve"]
+    (folder / "frontier.json").write_text(json.dumps(old))
+    refused = CliRunner().invoke(cli.app, command)
+    assert refused.exit_code == 2
+    assert "written by another version of reason" in refused.output and "Traceback" not in refused.output

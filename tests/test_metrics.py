@@ -17,7 +17,10 @@ from rl.evaluate import summarize
 from rl.tasks import tiny
 from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
-ALL = [metrics.AvgAtK, metrics.MajAtK, metrics.PassAtK, metrics.Tokens, metrics.TokensPerCorrect, metrics.Share]
+ALL = [
+    metrics.AvgAtK, metrics.MajAtK, metrics.PassAtK, metrics.GPassAtK, metrics.Tokens, metrics.TokensPerCorrect,
+    metrics.Share,
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +74,7 @@ def test_metrics_and_summary_give_the_same_numbers(seed):
     assert summary.undecided > 0
     assert compute(metrics.MajAtK(), predictions=rows["answers"], outcomes=outcomes)["maj_at_k"] == summary.maj_at_k
     assert compute(metrics.PassAtK(), predictions=outcomes, k=4)["pass_at_k"] == summary.pass_at_k
+    assert compute(metrics.GPassAtK(), predictions=outcomes, k=4)["g_pass_at_k"] == summary.g_pass_at_k
     for of, stats in [("all", summary.tokens), ("right", summary.tokens_right), ("wrong", summary.tokens_wrong)]:
         found = compute(metrics.Tokens(), predictions=tokens, outcomes=outcomes, of=of)
         assert found == {
@@ -103,6 +107,10 @@ def test_the_docstrings_tell_the_truth():
     sixteen = [["right"] * 4 + ["wrong"] * 12]
     assert compute(metrics.PassAtK(), predictions=sixteen, k=1)["pass_at_k"] == pytest.approx(0.25)
     assert compute(metrics.PassAtK(), predictions=sixteen, k=4)["pass_at_k"] == pytest.approx(0.72802, abs=5e-6)
+    twelve = [["right"] * 12 + ["wrong"] * 4]
+    for tau, expected in [(0.5, 0.97308), (1.0, 0.27198)]:
+        found = compute(metrics.GPassAtK(), predictions=twelve, k=4, tau=tau)["g_pass_at_k"]
+        assert found == pytest.approx(expected, abs=5e-6)
     assert compute(metrics.Tokens(), predictions=[[10, 30]], outcomes=outcomes, of="right")["mean"] == 10
     assert compute(metrics.TokensPerCorrect(), predictions=[[10, 30]], outcomes=outcomes)["tokens_per_correct"] == 40
     assert compute(metrics.Share(), predictions=[[True, False], [False, False]])["share"] == 0.25

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import combinations
+from dataclasses import asdict
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -107,26 +108,104 @@ def test_percentile_is_linear():
     assert stats.percentile([10, 20], 95) == pytest.approx(19.5)
 
 
-def test_bootstrap_equals_a_plain_loop():
+def plain_symmetric_t(numerator, denominator, drawn):
+    """The interval of a ratio by a loop, from its definition; a mean has denominators of 1."""
+
+    def value_and_error(places):
+        over, under = numerator[places], denominator[places]
+        value = over.sum() / under.sum()
+        residual = over - value * under
+        return value, np.sqrt((residual**2).mean() / len(places)) / under.mean()
+
+    value, error = value_and_error(np.arange(len(numerator)))
+    found = [value_and_error(places) for places in drawn]
+    t = np.percentile([abs(one - value) / max(own, error / 2) for one, own in found], 95)
+    return [value, value - t * error, value + t * error]
+
+
+def test_intervals_equal_a_plain_loop():
     rng = np.random.default_rng(3)
-    values, weights = rng.normal(size=7), rng.integers(1, 5, size=7).astype(float)
+    values, weights = np.sort(rng.normal(size=7)), np.arange(1.0, 8.0)  # in the order in which they are drawn from
     drawn = np.random.default_rng(11).integers(0, 7, size=(50, 7))
-    means = np.array([sum(values[i] for i in row) / 7 for row in drawn])
     found = stats.bootstrap_mean(values, resamples=50, seed=11)
-    assert found.value == pytest.approx(values.mean())
-    assert [found.low, found.high] == pytest.approx(np.percentile(means, [2.5, 97.5]).tolist())
-    ratios = np.array([sum(values[i] for i in row) / sum(weights[i] for i in row) for row in drawn])
+    assert [found.value, found.low, found.high] == pytest.approx(plain_symmetric_t(values, np.ones(7), drawn))
     found = stats.bootstrap_ratio(values, weights, resamples=50, seed=11)
-    assert found.value == pytest.approx(values.sum() / weights.sum())
-    assert [found.low, found.high] == pytest.approx(np.percentile(ratios, [2.5, 97.5]).tolist())
+    assert [found.value, found.low, found.high] == pytest.approx(plain_symmetric_t(values, weights, drawn))
+    same = stats.bootstrap_ratio(3 * values, 3 * np.ones(7), resamples=50, seed=11)
+    mean = stats.bootstrap_mean(values, resamples=50, seed=11)
+    assert [same.value, same.low, same.high] == pytest.approx([mean.value, mean.low, mean.high])
 
 
-def test_bootstrap_is_fixed_by_its_seed_and_bounded_in_memory(monkeypatch):
+def test_intervals_are_fixed_by_their_seed_and_bounded_in_memory(monkeypatch):
     values = np.random.default_rng(0).normal(size=40)
-    assert stats.bootstrap_mean(values) == stats.bootstrap_mean(values)
+    whole = stats.bootstrap_mean(values)
+    assert whole == stats.bootstrap_mean(values) == stats.bootstrap_mean(values[::-1])
     assert stats.bootstrap_mean(values, seed=1) != stats.bootstrap_mean(values, seed=2)
     monkeypatch.setattr(stats, "_CHUNK", 100)  # two resamples at a time
-    assert stats.bootstrap_means(values, resamples=9).shape == (9,)
+    parts = stats.bootstrap_mean(values)
+    assert [parts.low, parts.high] == pytest.approx([whole.low, whole.high])
+
+
+def test_bounds_hold_an_interval_and_speak_where_nothing_varies():
+    found = stats.bootstrap_mean([1.0] * 30, bounds=stats.SHARE)
+    assert (found.value, found.low, found.high) == (1.0, pytest.approx(0.025 ** (1 / 30)), 1.0)
+    assert found.low == pytest.approx(0.8843, abs=1e-4)  # Clopper and Pearson, 30 of 30
+    found = stats.bootstrap_difference([0.5] * 30, [0.5] * 30, bounds=stats.SHARE_DIFFERENCE)
+    assert [found.value, found.low, found.high] == pytest.approx([0.0, -0.1157, 0.1157], abs=1e-4)
+    found = stats.bootstrap_mean([0.25] * 4, bounds=stats.SHARE)  # q = .3976: between q / 4 and q / 4 + 1 - q
+    assert [found.low, found.high] == pytest.approx([0.0994, 0.7018], abs=1e-4)
+    found = stats.bootstrap_mean([0.0, 0.0, 0.0, 1.0, 0.0], bounds=stats.SHARE)
+    assert found.low == 0.0 < found.high < 1.0
+    found = stats.bootstrap_mean([0.0, 0.0, 0.0, 1.0, 0.0])
+    assert found.low < 0.0
+
+
+def test_a_ratio_without_a_denominator_in_some_resamples():
+    found = stats.bootstrap_ratio([3.0, 5.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0])
+    assert found.low < found.value == 4.0 < found.high < 10.0
+
+
+@pytest.mark.parametrize(("tau", "expected"), [(0.5, 0.97308), (1.0, 0.27198), (0.25, 0.99945)])
+def test_g_pass_at_k_golden(tau, expected):
+    assert stats.g_pass_at_k(16, 12, 4, tau) == pytest.approx(expected, abs=5e-6)
+
+
+def test_g_pass_at_k_equals_counting_every_subset():
+    for n in range(1, 7):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                subsets = list(combinations([index < c for index in range(n)], k))
+                for least in range(1, k + 1):
+                    expected = sum(sum(subset) >= least for subset in subsets) / len(subsets)
+                    assert stats.g_pass_at_k(n, c, k, least / k) == pytest.approx(expected, abs=1e-12)
+                assert stats.g_pass_at_k(n, c, k, 1 / k) == pytest.approx(stats.pass_at_k(n, c, k), abs=1e-12)
+
+
+def test_g_pass_at_k_refuses_the_impossible_and_averages():
+    for call in ((4, 5, 1, 1.0), (4, 2, 5, 1.0), (4, 2, 0, 1.0), (4, 2, 2, 0.0), (4, 2, 2, 1.1)):
+        with pytest.raises(ValueError, match="G-Pass@k"):
+            stats.g_pass_at_k(*call)
+    assert stats.mean_g_pass_at_k([[True, True], [True, False], [True]], 2, 1.0) == 0.5
+    assert stats.mean_g_pass_at_k([[True]], 2, 1.0) is None
+
+
+def test_sign_test_golden():
+    found = stats.sign_test([0.5, 0.25, 0.25, 0.5, 0.1, -0.25, 0])
+    assert found == stats.SignTest(up=5, down=1, equal=1, p=0.21875)  # 2 (6 + 1) / 64
+    assert stats.SignTest.from_json(asdict(found)) == found
+    assert stats.sign_test([1, -1]).p == 1.0
+    assert stats.sign_test([0, 0.3 - 0.1 - 0.2]) == stats.SignTest(0, 0, 2, 1.0)
+    assert stats.sign_test([1] * 10).p == pytest.approx(2 / 1024)
+    assert 0 < stats.sign_test([1] * 900 + [-1] * 600).p < 1e-12  # exact integers: nothing under- or overflows
+
+
+@given(st.lists(st.integers(-1, 1), min_size=1, max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_sign_test_equals_tossing_every_coin(signs):
+    found = stats.sign_test(signs)
+    m, most = found.up + found.down, max(found.up, found.down)
+    ups = [sum(toss) for toss in product((0, 1), repeat=m)]
+    assert found.p == pytest.approx(sum(up >= most or up <= m - most for up in ups) / 2**m)
 
 
 def test_paired_difference_removes_the_spread_between_problems():
@@ -159,9 +238,10 @@ def test_bootstrap_refuses_what_is_not_one_finite_value_per_problem(values):
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 @settings(max_examples=25, deadline=None)
-def test_an_interval_holds_its_estimate_within_the_data(values):
-    found = stats.bootstrap_mean(values, resamples=200)
-    assert min(values) - 1e-12 <= found.low <= found.high <= max(values) + 1e-12
+def test_an_interval_holds_its_estimate_within_the_bounds(values):
+    found = stats.bootstrap_mean(values, bounds=stats.SHARE, resamples=200)
+    assert -1e-12 <= found.low <= found.value + 1e-12
+    assert found.value - 1e-12 <= found.high <= 1 + 1e-12
 
 
 def test_intervals_cover_and_pooling_the_samples_would_not():
@@ -174,7 +254,7 @@ def test_intervals_cover_and_pooling_the_samples_would_not():
     for one in right:
         found = stats.bootstrap_mean(one.mean(axis=1))
         covered += found.low <= 0.5 <= found.high
-        found = stats.bootstrap_mean(one.reshape(-1), resamples=300)
+        found = stats.bootstrap_mean(one.reshape(-1), resamples=300)  # as if samples were problems
         pooled += found.low <= 0.5 <= found.high
     assert 0.92 <= covered / sets <= 0.98
     assert pooled / sets < 0.75  # the reason why problems are what is drawn
@@ -189,3 +269,14 @@ def test_paired_intervals_cover():
     found = [stats.bootstrap_difference(a, b) for a, b in zip(child, parent, strict=True)]
     covered = np.mean([one.low <= -0.1 <= one.high for one in found])
     assert 0.92 <= covered <= 0.98
+
+
+def test_intervals_of_ratios_cover():
+    """Tokens relative to a parent's: long tails, lengths that go together, 400 simulated sets of 100 problems."""
+    rng = np.random.default_rng(9)
+    hard = rng.normal(size=(100, 400))
+    parent = np.exp(5 + 0.7 * hard + 0.3 * rng.normal(size=hard.shape))
+    child = 0.6 * np.exp(5 + 0.7 * hard + 0.5 * rng.normal(size=hard.shape))
+    truth = 0.6 * np.exp((0.5**2 - 0.3**2) / 2)
+    values, half = stats.symmetric_t(child, parent)
+    assert 0.92 <= np.mean(np.abs(values - truth) <= half) <= 0.98
