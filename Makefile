@@ -27,6 +27,7 @@ tiny-base: $(VENV)/.ready ## make the three shipped models again, into recipes/m
 	@for name in base short student; do \
 		rm -rf recipes/models/tiny-$$name && mkdir -p recipes/models && \
 		cp -r "runs/tiny-base/$$(cat runs/tiny-base/$$name.latest)/model" recipes/models/tiny-$$name; \
+		rm recipes/models/tiny-$$name/README.md; \
 	done
 
 test: $(VENV)/.ready-dev ## lint, types, import layers, tests
@@ -34,7 +35,8 @@ test: $(VENV)/.ready-dev ## lint, types, import layers, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not engines and not alone" --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m alone
 	@command -v chromium chromium-browser >/dev/null || echo "Not run: the page in a browser (no chromium on the path)"
 	@command -v bwrap >/dev/null || echo "Not run: the attacks on bubblewrap (no bwrap on the path: apt-get install bubblewrap)"
 	@test -n "$$REASON_DATA" || echo "Not run: the real problem files (REASON_DATA names no folder)"

@@ -15,8 +15,33 @@ import typer
 from typer.core import TyperGroup
 
 from recipes.budget_commands import budget_command
+from recipes.compare_commands import FormOption, compare_command, frontier_forms
 from recipes.export_commands import export_command
+from recipes.options import (
+    BatchOption,
+    CountOption,
+    EngineOption,
+    JsonOption,
+    MaxTokensOption,
+    ModelArgument,
+    PoolArgument,
+    ProblemsArgument,
+    RecipeArgument,
+    ReplicasOption,
+    RootSeedOption,
+    RunsOption,
+    SeedOption,
+    ServerOption,
+    SetOption,
+    SplitOption,
+    SuffixOption,
+    TaskOption,
+    TemperatureOption,
+    TopPOption,
+    VllmOption,
+)
 from recipes.pool_commands import pool_app
+from recipes.preview_commands import preview_command
 
 if TYPE_CHECKING:
     from recipes.direct import Draw, ProblemSet
@@ -78,41 +103,6 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="List, show and check recipes; print their JSON schema.")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(pool_app, name="pool")
-
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a YAML file.")
-]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a hub id (org/name).")]
-ProblemsArgument = Annotated[
-    str, typer.Argument(metavar="PROBLEMS", help="`tiny`, a file (JSONL, Parquet, CSV) or a hub id (org/name:split).")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as teacher.steps=5. May be repeated."),
-]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Root seed, instead of the recipe's.")]
-RootSeedOption = Annotated[int, typer.Option("--seed", min=0, help="Root seed.")]
-RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
-SplitOption = Annotated[
-    str | None, typer.Option("--split", help="train, dev, test or all  [default: all; test for tiny]")
-]
-CountOption = Annotated[int | None, typer.Option("--count", min=1, help="At most this many problems.")]
-TemperatureOption = Annotated[float, typer.Option("--temperature", help="Softmax temperature, above 0.")]
-TopPOption = Annotated[float, typer.Option("--top-p", help="Nucleus share, in (0, 1].")]
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest completion in tokens.")]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Completions generated at once.")]
-EngineOption = Annotated[str, typer.Option("--engine", help="What draws: transformers or vllm.")]
-ReplicasOption = Annotated[int, typer.Option("--replicas", min=1, help="Engines side by side, one process each.")]
-VllmOption = Annotated[
-    list[str] | None,
-    typer.Option("--vllm", metavar="KEY=VALUE", help="With vllm: a setting of its own, such as max_num_seqs=64."),
-]
-TaskOption = Annotated[
-    str | None,
-    typer.Option("--task", help="How answers are judged: exact, integers, math, code, constraints  [default: exact]"),
-]
-SuffixOption = Annotated[str, typer.Option("--prompt-suffix", help="Appended to every question.")]
 RUNS = Path("runs")
 
 
@@ -209,7 +199,7 @@ def _run_part(
     _run(loaded, loaded.part(word), runs, as_json)
 
 
-def _run(recipe: Recipe, targets: list[str] | None, runs: Path, as_json: bool) -> None:
+def _run(recipe: Recipe, targets: list[str] | None, runs: Path, as_json: bool, markdown: FormOption = None) -> None:
     from recipes.console import PlainReport, open_report, run_result, show
     from recipes.runner import StageFailed, run_recipe
     from recipes.stages import COLLECTIVE, METHODS
@@ -232,7 +222,8 @@ def _run(recipe: Recipe, targets: list[str] | None, runs: Path, as_json: bool) -
         _fail(f"{failure}\n{_where_to_look(failure, runs / recipe.name)}", EXIT_FAILED, as_json)
     else:
         if ranks.first:
-            show(*run_result(recipe.name, recipe.seed, results), as_json)
+            value, text = run_result(recipe.name, recipe.seed, results)
+            show(value, text if markdown is None else frontier_forms(value["frontiers"].values(), markdown), as_json)
 
 
 def _where_to_look(failure: Any, folder: Path) -> str:
@@ -267,6 +258,7 @@ def sample(
     engine: EngineOption = "transformers",
     replicas: ReplicasOption = 1,
     vllm: VllmOption = None,
+    server: ServerOption = None,
     part: Annotated[
         str | None,
         typer.Option("--part", metavar="I/N", help="Only this part, for `pool join`; auto: the launcher's."),
@@ -282,7 +274,7 @@ def sample(
     from rl.pool_parts import parse_part
 
     own = None if part is None else parse_part(part, os.environ)
-    drawer = choose(engine, batch_size, replicas, vllm or ())
+    drawer = choose(engine, batch_size, replicas, vllm or (), server)
     draw = Draw(samples, temperature, top_p, max_tokens, drawer, seed, prompt_suffix)
     name, chosen = check_model(model), problem_set(problems, split, count, task)
     groups = _fill(name, chosen, out, draw, own)
@@ -320,6 +312,7 @@ def evaluate(
     engine: EngineOption = "transformers",
     replicas: ReplicasOption = 1,
     vllm: VllmOption = None,
+    server: ServerOption = None,
     prompt_suffix: SuffixOption = "",
     seed: RootSeedOption = 0,
     as_json: JsonOption = False,
@@ -331,7 +324,7 @@ def evaluate(
     from recipes.console import show, summary_text
     from recipes.engines import choose
 
-    drawer = choose(engine, batch_size, replicas, vllm or ())
+    drawer = choose(engine, batch_size, replicas, vllm or (), server)
     draw = direct.Draw(samples, temperature, top_p, max_tokens, drawer, seed, prompt_suffix)
     name, chosen = direct.check_model(model), direct.problem_set(problems, split, count, task)
     parent_pool = None if parent is None else direct.pool_folder(parent)
@@ -369,6 +362,7 @@ def frontier(
     overrides: SetOption = None,
     seed: SeedOption = None,
     runs: RunsOption = RUNS,
+    markdown: FormOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Finish and print the accuracy-token frontier of a recipe, or of pools."""
@@ -379,7 +373,7 @@ def frontier(
         names = [stage.name for stage in loaded.stages.values() if stage.method == "frontier"]
         if not names:
             raise ValueError(f"recipe {loaded.name} has no frontier stage")
-        _run(loaded, names, runs, as_json)
+        _run(loaded, names, runs, as_json, markdown)
         return
     from recipes import direct
     from recipes.console import frontier_text, show
@@ -393,7 +387,7 @@ def frontier(
     if parent not in pools:
         raise typer.BadParameter(f"--parent must be one of the arms ({', '.join(pools)})")
     value = direct.frontier(pools, parent, direct.problem_set(problems, split, count, task))
-    show(value, frontier_text(value), as_json)
+    show(value, frontier_text(value) if markdown is None else frontier_forms([value], markdown), as_json)
 
 
 # --- problem sets and pools looked after ------------------------------------------------------------------------------
@@ -401,7 +395,7 @@ def frontier(
 
 @app.command()
 def rescore(
-    pool: Annotated[Path, typer.Argument(metavar="POOL", help="A pool's folder, or the stage's that holds it.")],
+    pool: PoolArgument,
     problems: ProblemsArgument,
     task: TaskOption = None,
     before: Annotated[
@@ -457,6 +451,7 @@ def curate(
     engine: EngineOption = "transformers",
     replicas: ReplicasOption = 1,
     vllm: VllmOption = None,
+    server: ServerOption = None,
     prompt_suffix: SuffixOption = "",
     seed: RootSeedOption = 0,
     as_json: JsonOption = False,
@@ -472,7 +467,7 @@ def curate(
         tuple(against or ()), keep_forms, keep_duplicates, None if pool is None else direct.pool_folder(pool),
         None if model is None else direct.check_model(model), samples, guesses, drop_unsolved, drop_solved,
     )  # fmt: skip
-    drawer = choose(engine, batch_size, replicas, vllm or ())
+    drawer = choose(engine, batch_size, replicas, vllm or (), server)
     draw = direct.Draw(samples, temperature, 1.0, max_tokens, drawer, seed, prompt_suffix)
     chosen = direct.problem_set(problems, "all", None, task)
     with open_report() as report:
@@ -486,7 +481,9 @@ def curate(
 
 
 app.command("budget")(budget_command)
+app.command("compare")(compare_command)
 app.command("export")(export_command)
+app.command("preview")(preview_command)
 
 
 # --- recipes and the machine -----------------------------------------------------------------------------------------

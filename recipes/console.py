@@ -87,6 +87,8 @@ class PlainReport:
     def stage_finished(self, result: StageResult, position: int, total: int) -> None:
         what = "was done before" if result.status == "reused" else f"done in {duration(result.seconds)}"
         self.line(f"[{position}/{total}] {result.name} ({result.method}): {what}")
+        for note in stage_notes(result):
+            self.line(f"  {result.name}: {note}")
 
 
 class BarReport:
@@ -150,7 +152,8 @@ def open_report() -> Iterator[Report]:
 
 
 def run_result(recipe: str, seed: int, results: Sequence[StageResult]) -> tuple[dict[str, Any], str]:
-    """What `reason run` returns, as JSON and as text: a row per stage, then the table of each frontier."""
+    """What `reason run` returns, as JSON and as text: a row per stage, what pairs there are to train on, the table of
+    each frontier."""
     stages = [
         {
             "name": result.name,
@@ -158,6 +161,7 @@ def run_result(recipe: str, seed: int, results: Sequence[StageResult]) -> tuple[
             "status": str(result.status),
             "seconds": result.seconds,
             "folder": str(result.folder),
+            "notes": stage_notes(result),
         }
         for result in results
     ]
@@ -167,11 +171,37 @@ def run_result(recipe: str, seed: int, results: Sequence[StageResult]) -> tuple[
     ]
     text = [columns(["stage", "method", "", "time", "folder"], rows)]
     frontiers: dict[str, Any] = {}
+    pairs: dict[str, Any] = {}
     for result in results:
+        if result.method == "pairs" and (result.folder / "summary.json").is_file():
+            pairs[result.name] = json.loads((result.folder / "summary.json").read_text(encoding="utf-8"))
+            text += ["", f"pairs of stage {result.name}", *pairs_lines(pairs[result.name])]
         if result.method == "frontier" and (result.folder / "frontier.json").is_file():
             frontiers[result.name] = json.loads((result.folder / "frontier.json").read_text(encoding="utf-8"))
             text += ["", frontier_text(frontiers[result.name]), *frontier_files(result.folder)]
-    return {"recipe": recipe, "seed": seed, "stages": stages, "frontiers": frontiers}, "\n".join(text)
+    value = {"recipe": recipe, "seed": seed, "stages": stages, "pairs": pairs, "frontiers": frontiers}
+    return value, "\n".join(text)
+
+
+def pairs_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What to look at before training on the pairs of a stage."""
+    from long2short.pair_selection import summary_lines
+
+    return summary_lines(summary)
+
+
+def stage_notes(result: StageResult) -> list[str]:
+    """What a finished stage has to say for itself: why it chose a model, why it stopped early, what it warned of."""
+    path = result.folder / "summary.json"
+    if result.method not in ("select", "length_rl") or not path.is_file():
+        return []
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    if result.method == "select":
+        return [f"chose {summary['chosen']}: {summary['reason']}"] if "reason" in summary else []
+    stopped = summary.get("stopped")
+    notes = [f"stopped at {stopped}; the model of step {summary['kept_step']} is handed on"] if stopped else []
+    warnings = [f"step {alarm['step']}: {alarm['says']}" for alarm in summary.get("alarms", [])]
+    return notes + [warning for warning in warnings if warning != stopped]
 
 
 def frontier_files(folder: Path) -> list[str]:

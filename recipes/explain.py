@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from recipes.keys import StageKeys
+from recipes.keys import MAPPING, PLAIN, StageKeys
 from recipes.loader import Document, Fault, Loc, RecipeError, describe, likely, parse_value
 from recipes.methods import METHOD_KEYS
 
@@ -98,6 +98,7 @@ def explain(document: Document, error: Any, root: type[BaseModel]) -> Fault:
     loc: Loc = tuple(error["loc"])
     if loc[:1] == ("stages",) and len(loc) > 2 and loc[2] in METHOD_KEYS:
         loc = loc[:2] + loc[3:]  # pydantic names the method, which is not a key
+    loc = tuple(part for part in loc if part not in (PLAIN, MAPPING))
     last = loc[len(loc) - 1] if loc else ""
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
@@ -154,12 +155,19 @@ def _model_at(document: Document, loc: Loc, root: type[BaseModel]) -> type[BaseM
             model, index = METHOD_KEYS[method], 2
             continue
         annotation = model.model_fields[str(loc[index])].annotation if loc[index] in model.model_fields else None
-        inner = [kind for kind in (annotation, *getattr(annotation, "__args__", ())) if isinstance(kind, type)]
-        models = [kind for kind in inner if issubclass(kind, BaseModel)]
+        models = [kind for kind in _types_in(annotation) if issubclass(kind, BaseModel)]
         if not models:
             return None
         model, index = models[0], index + 1
     return model
+
+
+def _types_in(annotation: Any) -> Iterator[type]:
+    """The classes that an annotation is made of: `Annotated[int, ...] | Keys | None` has int, Keys and NoneType."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _types_in(part)
 
 
 def _unknown_key(model: type[BaseModel] | None, key: str) -> str:

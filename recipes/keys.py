@@ -39,6 +39,16 @@ class Keys(BaseModel):
         return self
 
 
+# What a key that takes a plain value or a mapping of keys tells pydantic of the two, so that an error is about the one
+# that was meant; recipes/explain.py leaves them out of the key's name.
+PLAIN, MAPPING = "<plain>", "<mapping>"
+
+
+def plain_or_mapping(value: Any) -> str:
+    """Which of the two a value is, read from a recipe or made already."""
+    return MAPPING if isinstance(value, dict | Keys) else PLAIN
+
+
 class StageKeys(Keys):
     """What every stage has in common: which of its keys name something to read, and what it makes.
 
@@ -48,6 +58,10 @@ class StageKeys(Keys):
     REFERENCES: ClassVar[dict[str, str]] = {}
     MAKES: ClassVar[str | None] = None
     method: Any
+
+    def nested_references(self) -> Iterator[tuple[str, str, str]]:
+        """(key, reference, what it must lead to) of references inside another key: ("max_tokens.pool", "a", "pool")."""
+        yield from ()
 
     def splits(self) -> tuple[Split, ...]:
         """The splits of the problem set that the stage reads, () if it reads none."""

@@ -25,6 +25,21 @@ class Shortest(StageKeys):
     """Drop a problem if one wrong answer was given more often than the right one: its shortest may be a lucky guess."""
     min_tokens: NonNegative = 0
     """Shorter completions are not chosen."""
+    min_think_tokens: NonNegative = 0
+    """Completions with a shorter thought are not chosen."""
+    min_right: Count = 1
+    """Drop a problem with fewer right samples: with 2, another sample must confirm the answer."""
+    verify_with: Literal["exact", "integers", "math"] | None = None
+    """Another task whose judge must find a completion right as well; null asks no second one."""
+    per_problem: Count = 1
+    """Keep so many of the shortest right ones of each problem."""
+    cut: Literal["first", "reflection"] | None = None
+    """Cut right completions behind the first right solution in their thought, or behind the second; null: neither."""
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        for key in ("per_problem", "min_right"):
+            if getattr(self, key) > self.samples:
+                yield key, f"{getattr(self, key)} is more than samples ({self.samples})"
 
 
 class Race(SamplingKeys):
@@ -48,7 +63,8 @@ class Race(SamplingKeys):
 
 
 class Pairs(StageKeys):
-    """Preference pairs (Kimi k1.5): chosen the shortest correct, rejected longer wrong and much longer correct ones."""
+    """Preference pairs: the shortest correct over longer wrong and much longer correct ones (Kimi k1.5), and a long
+    correct one over the shortest wrong ones (SILC)."""
 
     REFERENCES: ClassVar[dict[str, str]] = {"pool": "pool"}
     MAKES: ClassVar[str | None] = "pairs"
@@ -59,7 +75,13 @@ class Pairs(StageKeys):
     min_ratio: Annotated[float, Field(ge=1, le=1000)] = 1.5
     """A correct completion is rejected when it is at least this many times as long as the chosen one."""
     per_problem: Count = 4
-    """At most this many pairs per problem."""
+    """At most this many pairs per problem after Kimi."""
+    silc: NonNegative = 0
+    """At most this many pairs per problem of a short wrong and a longer correct completion; Sky-T1-Flash has 1."""
+    balance_bins: Annotated[int, Field(ge=2, le=100)] | None = None
+    """Divide the pass rates into so many equal bins and keep equally many pairs in each; null keeps all pairs."""
+    max_length: Count | None = None
+    """Count in the summary the pairs whose prompt with the longer side has at most so many tokens; drops none."""
 
 
 class Dpo(StageKeys):
@@ -73,8 +95,43 @@ class Dpo(StageKeys):
     """Model to start from, also the reference model: a stage, a folder (./ ../ /) or a hub id (org/name)."""
     pairs: Ref
     """The `pairs` stage to read."""
+    loss: Literal["sigmoid", "sigmoid_norm"] = "sigmoid"
+    """DPO on summed log-probabilities, or on their means over the tokens of a side (length-normalised)."""
     beta: Annotated[float, Field(gt=0, le=100)] = 0.1
-    """Strength of the pull towards the reference model."""
+    """Strength of the pull towards the reference model; to be given with loss: sigmoid_norm."""
+    learning_rate: Rate = 1e-6
+    """Peak learning rate."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Passes over the pairs."""
+    batch_size: Count = 32
+    """Pairs per optimizer step."""
+    max_length: Count
+    """Longest prompt plus completion in tokens; never cut silently."""
+    overflow: Overflow = "refuse"
+    """What to do with a longer row: refuse the run, or drop and count it."""
+    save_every: Count = 100
+    """Write a checkpoint every this many optimizer steps."""
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        if self.loss == "sigmoid_norm" and "beta" not in self.model_fields_set:
+            yield "beta", "required with loss: sigmoid_norm, whose margins are per token and small; 5 is usual (Tülu 3)"
+
+
+class Simpo(StageKeys):
+    """SimPO on pairs: length-normalised, without a reference model."""
+
+    REFERENCES: ClassVar[dict[str, str]] = {"model": "model", "pairs": "pairs"}
+    MAKES: ClassVar[str | None] = "model"
+
+    method: Literal["simpo"]
+    model: Ref
+    """Model to start from: a stage, a folder (./ ../ /) or a hub id (org/name)."""
+    pairs: Ref
+    """The `pairs` stage to read."""
+    beta: Annotated[float, Field(gt=0, le=100)] = 2.0
+    """Scale of a side's mean log-probability."""
+    gamma: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """How far the chosen side must be ahead, on the scale of beta."""
     learning_rate: Rate = 1e-6
     """Peak learning rate."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -89,23 +146,8 @@ class Dpo(StageKeys):
     """Write a checkpoint every this many optimizer steps."""
 
 
-class Merge(StageKeys):
-    """Average the weights of a long-CoT and a short-CoT model."""
-
-    REFERENCES: ClassVar[dict[str, str]] = {"long": "model", "short": "model"}
-    MAKES: ClassVar[str | None] = "model"
-
-    method: Literal["merge"]
-    long: Ref
-    """The long-CoT model: a stage, a folder (./ ../ /) or a hub id (org/name)."""
-    short: Ref
-    """The short-CoT model, a relative of the long one."""
-    weight: Share
-    """Share of the long model: 1 gives the long model, 0 the short one."""
-
-
 class Select(SamplingKeys):
-    """Choose among candidates on dev problems: the fewest tokens within a tolerance of the parent's accuracy."""
+    """Choose among candidates on dev problems: the briefest within a tolerance, or the best balance with accuracy."""
 
     REFERENCES: ClassVar[dict[str, str]] = {"candidates": "model", "parent": "model"}
     MAKES: ClassVar[str | None] = "model"
@@ -115,8 +157,11 @@ class Select(SamplingKeys):
     """The models to choose among."""
     parent: Ref
     """The model whose accuracy is to be kept."""
+    rule: Literal["brief", "balance"] = "brief"
+    """brief: the fewest tokens within the tolerance. balance: the highest accuracy-efficiency score (AES) against the
+    parent, as Kimi k1.5 starts its length RL from the checkpoint with the best balance."""
     tolerance: Share = 0.02
-    """How far below the parent's dev accuracy a candidate may be."""
+    """brief: how far below the parent's dev accuracy a candidate may be."""
     samples: Annotated[int, Field(ge=1, le=4096)] = 2
     """Completions per problem."""
     count: Count | None = None
@@ -129,3 +174,5 @@ class Select(SamplingKeys):
         repeated = sorted({ref for ref in self.candidates if self.candidates.count(ref) > 1})
         if repeated:
             yield "candidates", f"names {repeated[0]} more than once"
+        if self.rule != "brief" and self.tolerance != type(self).model_fields["tolerance"].default:
+            yield "tolerance", f"has no effect with rule: {self.rule}; remove it"

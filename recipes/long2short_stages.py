@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from recipes.engines import open_engine
-from recipes.long2short_keys import Dpo, Merge, Pairs, Race, Select, Shortest
+from recipes.long2short_keys import Dpo, Pairs, Race, Select, Simpo
 from recipes.runner import StageContext
 from recipes.stage_inputs import (
     loss_report,
@@ -21,26 +21,8 @@ from recipes.stage_inputs import (
 from rl.runs import write_json
 
 if TYPE_CHECKING:
+    from long2short.pair_training import PairSettings
     from rl.samplers.base import StreamingSampler
-
-
-def shortest(context: StageContext) -> None:
-    from distill.traces import write_traces
-    from long2short.shortest import select_shortest
-
-    stage: Shortest = context.stage
-    prefilled, forbidden = thinks_by_template(context, stage.pool)
-    selection = select_shortest(
-        pool_groups(context, stage.pool, stage.samples),
-        teacher=stage.pool,
-        samples=stage.samples,
-        majority=task_of(context.recipe).answer_of if stage.majority else None,
-        min_tokens=stage.min_tokens,
-        prefilled=prefilled,
-        forbidden=forbidden,
-    )
-    write_traces(context.folder / "traces.jsonl", selection.traces)
-    write_json(context.folder / "summary.json", selection.summary(), "traces.summary")
 
 
 def race(context: StageContext) -> None:
@@ -70,19 +52,19 @@ def race(context: StageContext) -> None:
 
 
 def pairs(context: StageContext) -> None:
-    from long2short.preference import select_pairs, write_pairs
+    from long2short.pair_selection import select_pairs
+    from long2short.preference import PairRules, write_pairs
 
     stage: Pairs = context.stage
     prefilled, forbidden = thinks_by_template(context, stage.pool)
     selection = select_pairs(
         pool_groups(context, stage.pool),
-        min_ratio=stage.min_ratio,
-        per_problem=stage.per_problem,
-        prefilled=prefilled,
-        forbidden=forbidden,
+        PairRules(stage.min_ratio, stage.per_problem, stage.silc, prefilled, forbidden),
+        balance_bins=stage.balance_bins,
+        seed=context.seed,
     )
     write_pairs(context.folder / "pairs.jsonl", selection.pairs)
-    write_json(context.folder / "summary.json", selection.summary(), "pairs.summary")
+    write_json(context.folder / "summary.json", selection.summary(stage.max_length), "pairs.summary")
 
 
 def dpo(context: StageContext) -> None:
@@ -94,35 +76,47 @@ def dpo(context: StageContext) -> None:
         context.folder,
         model=context.model(stage.model),
         pairs=read_pairs(context.inputs[stage.pairs] / "pairs.jsonl"),
+        settings=_pair_settings(context),
         beta=stage.beta,
-        learning_rate=stage.learning_rate,
+        loss=stage.loss,
+        report=loss_report(context),
+    )
+
+
+def simpo(context: StageContext) -> None:
+    from long2short.preference import read_pairs
+    from long2short.simpo import train_simpo
+
+    stage: Simpo = context.stage
+    train_simpo(
+        context.folder,
+        model=context.model(stage.model),
+        pairs=read_pairs(context.inputs[stage.pairs] / "pairs.jsonl"),
+        settings=_pair_settings(context),
+        beta=stage.beta,
+        gamma=stage.gamma,
+        report=loss_report(context),
+    )
+
+
+def _pair_settings(context: StageContext) -> PairSettings:
+    from long2short.pair_training import PairSettings
+
+    stage: Dpo | Simpo = context.stage
+    return PairSettings(
         epochs=stage.epochs,
+        learning_rate=stage.learning_rate,
         batch_size=stage.batch_size,
         max_length=stage.max_length,
         seed=context.seed,
         suffix=context.recipe.problems.prompt_suffix,
         overflow=stage.overflow,
         save_every=stage.save_every,
-        report=loss_report(context),
     )
-
-
-def merge(context: StageContext) -> None:
-    from long2short.merge import merge as run
-
-    stage: Merge = context.stage
-    summary = run(
-        context.folder / "model",
-        long=context.model(stage.long),
-        short=context.model(stage.short),
-        weight=stage.weight,
-        report=lambda done, total: context.progress(done, total, "tensors"),
-    )
-    write_json(context.folder / "summary.json", summary, "merge.summary")
 
 
 def select(context: StageContext) -> None:
-    from long2short.select import select_model
+    from long2short.select import Briefest, balanced, select_model
 
     stage: Select = context.stage
     select_model(
@@ -133,7 +127,7 @@ def select(context: StageContext) -> None:
         context.folder,
         samples=stage.samples,
         settings=settings_of(stage),
-        tolerance=stage.tolerance,
+        rule=balanced if stage.rule == "balance" else Briefest(stage.tolerance),
         seed=context.seed,
         suffix=context.recipe.problems.prompt_suffix,
         open_sampler=partial(open_engine, context.recipe.sampling.choice),

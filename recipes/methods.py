@@ -14,7 +14,9 @@ from pydantic import Field
 
 from recipes.keys import Count, Keys, Level, NonNegative, Overflow, Rate, Ref, SamplingKeys, Share, Split, StageKeys
 from recipes.loader import likely
-from recipes.long2short_keys import Dpo, Merge, Pairs, Race, Select, Shortest
+from recipes.long2short_keys import Dpo, Pairs, Race, Select, Shortest, Simpo
+from recipes.merge_keys import Merge, MergeSearch
+from recipes.on_policy_keys import OnPolicy
 from recipes.rl_keys import Grpo, LengthRl
 
 
@@ -169,6 +171,8 @@ class Frontier(SamplingKeys):
     """The arm that differences are taken against."""
     compare: tuple[tuple[str, str], ...] = ()
     """Further pairs of arms to compare on the same problems, such as [distilled, rl]."""
+    budgets: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=100)] = ()
+    """Token limits of the budget curves; empty: the longest completion, halved again and again."""
     samples: Annotated[int, Field(ge=1, le=4096)] = 4
     """Completions per problem."""
     problems: Split = "test"
@@ -265,13 +269,14 @@ class MakeTests(SamplingKeys):
 
 
 AnyStage = (
-    Pretrain | Grpo | LengthRl | Sample | Traces | Shortest | Race | Sft | Pairs | Dpo | Merge | Select | Evaluate
-    | Frontier | ImportGguf | WordProblems | WorkedSolutions | MakeTests
+    Pretrain | Grpo | LengthRl | OnPolicy | Sample | Traces | Shortest | Race | Sft | Pairs | Dpo | Simpo | Merge
+    | MergeSearch | Select | Evaluate | Frontier | ImportGguf | WordProblems | WorkedSolutions | MakeTests
 )  # fmt: skip
 METHOD_KEYS: dict[str, type[StageKeys]] = {
     "pretrain": Pretrain,
     "grpo": Grpo,
     "length_rl": LengthRl,
+    "on_policy": OnPolicy,
     "sample": Sample,
     "traces": Traces,
     "shortest": Shortest,
@@ -279,7 +284,9 @@ METHOD_KEYS: dict[str, type[StageKeys]] = {
     "sft": Sft,
     "pairs": Pairs,
     "dpo": Dpo,
+    "simpo": Simpo,
     "merge": Merge,
+    "merge_search": MergeSearch,
     "select": Select,
     "evaluate": Evaluate,
     "frontier": Frontier,

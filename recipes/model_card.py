@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from recipes.rl_keys import Grpo
+from recipes.policy_keys import PolicyKeys
 from recipes.schema import Recipe, Stage
 from rl.runs import versions
 
@@ -29,8 +29,11 @@ LIMITS = {
     "problems need. The frontier shows what that cost on the test problems, and only there.",
     "sft": "Imitates selected completions of its teacher, mistakes that the verifier let pass included.",
     "dpo": "Prefers shorter right completions of its parent; probabilities of both sides may have fallen.",
+    "simpo": "Prefers shorter right completions of its parent; nothing held it near its parent while it trained.",
+    "on_policy": "Follows its teacher token by token on its own samples; no reward was there to keep it right.",
     "merge": "Arithmetic on two parents' weights, without training: between the parents accuracy need not be between "
     "theirs.",
+    "merge_search": "Arithmetic on two parents' weights, the weight chosen on dev problems, without training.",
     "import_gguf": "Dequantised: the rounding of the quantised file is in the weights.",
 }
 
@@ -106,7 +109,7 @@ def _limits(recipe: Recipe, stage: Stage) -> list[str]:
         lines.append("Made for chains of arithmetic in a notation of a few characters. It does nothing else.")
     else:
         lines.append(f"Trained and chosen on problems of {_code(source)}; nothing else was looked at.")
-    if isinstance(stage.config, Grpo) and stage.config.max_tokens is not None:
+    if isinstance(stage.config, PolicyKeys) and isinstance(stage.config.max_tokens, int):  # not one read off a pool
         lines.append(f"Trained on completions of at most {stage.config.max_tokens:,} tokens.")
     lines.append("Licence and intended use: those of the models and data that it was made from.")
     return lines

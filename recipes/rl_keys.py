@@ -8,19 +8,16 @@ weighted, what is averaged over, which baseline, which KL. `preset:` fills them 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from recipes.keys import Count, Keys, NonNegative, Rate, Ref, SamplingKeys, Share, Split
+from recipes.keys import MAPPING, PLAIN, Count, Keys, NonNegative, Ref, Share, plain_or_mapping
+from recipes.length_keys import Length
+from recipes.policy_keys import PolicyKeys, Positive, Weight
 from recipes.presets import PresetName
 from recipes.problem_keys import Url, Variable
 from rl.language import LANGUAGES
-
-Positive = Annotated[float, Field(gt=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(ge=0, le=100)]
-Steps = tuple[Count, Count]
 
 # Which keys only one loss, one advantage or one correction reads: written beside another one they are a mistake.
 OF_LOSS = {
@@ -34,21 +31,6 @@ OF_LOSS = {
 }
 
 
-class Length(Keys):
-    """A length objective added to the reward of long2short RL."""
-
-    objective: Literal["kimi"] = "kimi"
-    """Kimi k1.5's length reward: 0.5 - (len - min) / (max - min) over the k samples of one prompt."""
-    weight: Weight
-    """Weight of the length reward; 0 is the control."""
-    warmup_steps: NonNegative = 0
-    """Steps before the length reward is added."""
-    min_spread: NonNegative = 0
-    """Groups whose longest and shortest completion differ by fewer tokens than this get no length reward."""
-    accuracy_floor: Share | None = None
-    """In a step with a lower share of right completions there is no length reward."""
-
-
 class Kl(Keys):
     """A KL term towards a reference model, which starts as the starting model."""
 
@@ -58,21 +40,6 @@ class Kl(Keys):
     """k1 goes into the reward; k2, k3 and k3-corrected (times the ratio) into the loss."""
     refresh_every: NonNegative = 0
     """The reference becomes the policy every this many optimizer updates (R1: 400); 0 never."""
-
-
-class Correction(Keys):
-    """Importance weights where the sampler's log-probs are not the trainer's."""
-
-    kind: Literal["truncated", "icepop"]
-    """truncated: min(trainer/sampler, high) (TIS). icepop: the ratio within [low, high], 0 outside."""
-    low: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Lower bound, icepop only [0.5]."""
-    high: Annotated[float, Field(ge=1)] | None = None
-    """Upper bound [truncated: 2, icepop: 5]."""
-
-    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
-        if self.low is not None and self.kind != "icepop":
-            yield "low", f"has no effect with kind: {self.kind}; remove it"
 
 
 class RewardLanguage(Keys):
@@ -120,26 +87,6 @@ class RewardModel(Keys):
             yield "url", "helpfulness and safety need it, preference does not take it"
 
 
-class Draw(Keys):
-    """Which problems a step draws."""
-
-    order: Literal["shuffled", "curriculum", "prioritized"] = "shuffled"
-    """shuffled: seeded epochs. curriculum: easy to hard, only hard from `switch_step` on. prioritized: by 1 - success
-    rate."""
-    switch_step: Count | None = None
-    """The step from which on a curriculum draws only hard problems."""
-    floor: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """prioritized: no problem is drawn with a weight below this."""
-
-    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
-        if (self.switch_step is not None) != (self.order == "curriculum"):
-            yield "switch_step", "goes with order: curriculum, and that needs it"
-        if self.switch_step == 1:
-            yield "switch_step", "must be at least 2: step 1 is before the switch"
-        if self.floor != type(self).model_fields["floor"].default and self.order != "prioritized":
-            yield "floor", f"has no effect with order: {self.order}; remove it"
-
-
 class Partial(Keys):
     """Partial rollouts (Kimi k1.5, section 2.6): a completion that is not done goes on in the next step."""
 
@@ -149,66 +96,14 @@ class Partial(Keys):
     """Whether tokens drawn by an earlier policy are in the loss."""
 
 
-class Repetition(Keys):
-    """A rollout that runs in a circle is stopped, with finish reason `repetition`."""
-
-    max_period: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Longest block that counts as a repetition, in tokens."""
-    min_repeats: Annotated[int, Field(ge=2, le=4096)] = 4
-    """How many copies in a row."""
-    min_tokens: Count = 128
-    """How many tokens the copies must span."""
-    penalty: Weight = 0.0
-    """Taken off the reward of a completion that was stopped for it."""
-
-
-class Lora(Keys):
-    """Train low-rank adapters; the stage's model has them merged in."""
-
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Rank of the adapters."""
-    alpha: Positive = 32.0
-    """Scale of the adapters: alpha / rank."""
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the modules that get adapters."""
-
-
-class Grpo(SamplingKeys):
+class Grpo(PolicyKeys):
     """GRPO and its relatives, with rule rewards."""
-
-    REFERENCES: ClassVar[dict[str, str]] = {"model": "model"}
-    MAKES: ClassVar[str | None] = "model"
 
     method: Literal["grpo"]
     preset: PresetName | None = None
     """Fill in the keys as a paper has them; keys written beside it win."""
-    model: Ref
-    """Model to start from: a stage, a folder (./ ../ /) or a hub id (org/name)."""
-    steps: Count
-    """Rollout steps."""
-    problems_per_step: Count = 16
-    """Problems sampled per step."""
-    group_size: Annotated[int, Field(ge=2, le=4096)] = 16
-    """Completions per problem."""
     template: Literal["r1-zero"] | None = None
     """Prompt template for a model that has none of its own; it is saved with the model."""
-
-    learning_rate: Rate = 1e-6
-    """Learning rate (constant after the warm-up)."""
-    warmup_steps: NonNegative = 0
-    """Steps over which the learning rate rises."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Decoupled weight decay of AdamW."""
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
-    """AdamW's two decay rates."""
-    adam_epsilon: Positive = 1e-8
-    """AdamW's epsilon (CISPO: 1e-15)."""
-    max_grad_norm: Positive = 1.0
-    """Gradients are clipped to this global norm."""
-    updates_per_step: Count = 1
-    """Optimizer updates per rollout step; divides problems_per_step."""
-    reset_optimizer: bool = False
-    """Forget the moments of AdamW at every step (Kimi k1.5: each iteration is a new problem)."""
 
     loss: Literal["clip", "cispo", "sapo", "mirror-descent"] = "clip"
     """clip: PPO's clip. cispo: clipped weight. sapo: soft gate. mirror-descent: Kimi k1.5's surrogate."""
@@ -232,8 +127,6 @@ class Grpo(SamplingKeys):
     """mirror-descent: weight of the squared log-ratio; required."""
     off_policy_mask: Positive | None = None
     """Leave out completions with a negative advantage whose mean log-ratio sampler/policy is above this (nats)."""
-    correction: Correction | None = None
-    """Importance weights for a sampler that is not the trainer; recomputes the old log-probs."""
     advantage: Literal["mean", "std", "std-population", "batch-std", "leave-one-out", "gdpo", "log-partition"] = "mean"
     """Reward minus group mean, also divided by the group's or the batch's deviation; minus the mean of the others; each
     reward normalised by itself; Kimi's exact log Z."""
@@ -257,60 +150,13 @@ class Grpo(SamplingKeys):
     mask_truncated: bool = False
     """Leave completions that ran into max_tokens out of the loss (DAPO's overlong filtering)."""
 
-    draw: Draw | None = None
-    """Which problems a step draws; null shuffles."""
     dynamic_rounds: Annotated[int, Field(ge=0, le=64)] = 0
     """Sample further problems, in at most so many rounds, until the batch is full of groups with signal; 0 off."""
-    max_tokens_steps: Annotated[tuple[Steps, ...], Field(min_length=1)] | None = None
-    """max_tokens as a schedule: [[1, 32768], [8200, 65536]]."""
     partial: Partial | None = None
     """Partial rollouts."""
-    repetition: Repetition | None = None
-    """Stop rollouts that run in a circle."""
-
-    lora: Lora | None = None
-    """Train adapters instead of all weights."""
-    bf16: bool = False
-    """Run the model in bf16 (autocast); weights and optimizer stay fp32."""
-    fp32_head: bool = False
-    """Compute the logits in fp32 also under bf16 (MiniMax-M1)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
-    shard: bool = False
-    """Shard weights, gradients and moments over the processes (FSDP2) instead of replicating them."""
-    micro_batch_tokens: Count = 16384
-    """Tokens per forward and backward pass; never changes the result."""
-
-    eval_every: NonNegative = 0
-    """Evaluate on dev problems every this many steps; 0 never."""
-    eval_problems: Count = 100
-    """At most this many dev problems per evaluation."""
-    eval_samples: Count = 2
-    """Completions per problem in an evaluation."""
-    save_every: Count = 10
-    """Write a checkpoint every this many steps."""
-    keep: Literal["last", "best"] = "last"
-    """Which weights the stage hands on: of the last step, or of the best evaluation."""
-    stop_at_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Stop once the accuracy of an evaluation on dev problems reaches this."""
-
-    def splits(self) -> tuple[Split, ...]:
-        return ("train", "dev") if self.eval_every else ("train",)
 
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
-        if self.problems_per_step % self.updates_per_step:
-            yield (
-                "updates_per_step",
-                f"{self.updates_per_step} does not divide problems_per_step ({self.problems_per_step})",
-            )
-        if self.keep == "best" and not self.eval_every:
-            yield "keep", "best needs evaluations: set eval_every above 0, or keep: last"
-        if self.stop_at_accuracy is not None and not self.eval_every:
-            yield "stop_at_accuracy", "needs evaluations: set eval_every above 0"
-        if self.eval_every > self.steps:
-            yield "eval_every", f"{self.eval_every} is more than steps ({self.steps}): it would never evaluate"
-        if self.top_p is not None and self.top_p != 1:
-            yield "top_p", f"must be 1 for RL, not {self.top_p}: under top-p the sampled log-probs are not the policy's"
+        yield from super().problems_with_keys()
         yield from self._problems_with_objective()
         yield from self._problems_with_sampling()
         yield from self._problems_with_rewards()
@@ -338,35 +184,34 @@ class Grpo(SamplingKeys):
             yield "delta", "bounds the same thing as dual_clip; give one of them"
 
     def _problems_with_sampling(self) -> Iterator[tuple[str, str]]:
-        steps = self.max_tokens_steps
-        if steps is not None:
-            starts = [start for start, _ in steps]
-            if starts[0] != 1 or sorted(set(starts)) != starts:
-                yield "max_tokens_steps", f"the steps must start at 1 and rise, not {starts}"
-        if steps is not None and self.soft_overlong is not None:
+        if self.max_tokens_steps is not None and self.soft_overlong is not None:
             yield "soft_overlong", "cannot be used with max_tokens_steps: the limit it is measured from would move"
         if self.partial is not None and self.dynamic_rounds:
             yield "dynamic_rounds", "cannot be used with partial: a group that is not done has no reward yet"
         if self.dynamic_rounds and self.length is not None and self.length.accuracy_floor is not None:
             yield "length.accuracy_floor", "cannot be used with dynamic_rounds: a round is not the step's accuracy"
-        if self.draw is not None and self.draw.switch_step is not None and self.draw.switch_step > self.steps:
-            yield "draw.switch_step", f"{self.draw.switch_step} is after the last step ({self.steps})"
+        if self.length is not None:
+            yield from self.length.problems_with_stage(self.eval_every, self.group_size)
 
     def problems_with_limits(self) -> Iterator[tuple[str, str]]:
-        """What is wrong once max_tokens is known: the stage's own or the recipe's."""
+        yield from super().problems_with_limits()
         assert self.max_tokens is not None
-        if self.max_tokens_steps and max(tokens for _, tokens in self.max_tokens_steps) != self.max_tokens:
-            yield "max_tokens_steps", f"its largest must be max_tokens ({self.max_tokens}), the bound of every rollout"
         if self.soft_overlong is not None and self.soft_overlong >= self.max_tokens:
             yield "soft_overlong", f"{self.soft_overlong} is not below max_tokens ({self.max_tokens})"
+        if self.length is not None:
+            yield from self.length.problems_with_limit(self.max_tokens)
         if self.partial is not None and self.partial.budget >= self.max_tokens:
             yield "partial.budget", f"{self.partial.budget} is not below max_tokens ({self.max_tokens}); remove partial"
 
+    def nested_references(self) -> Iterator[tuple[str, str, str]]:
+        if self.length is not None and self.length.reference is not None:
+            yield "length.reference", self.length.reference, "pool"
+
     def _problems_with_rewards(self) -> Iterator[tuple[str, str]]:
-        # A right answer must be worth more than any wrong one. The length reward lies in weight x [-0.5, 0.5] for right
-        # answers and in weight x [-0.5, 0] for wrong ones; so the worst right answer has accuracy - weight / 2 and the
-        # best wrong one has the format reward (and the language reward; R1's own weights, 1 + 1 + 1, give that up, so
-        # it counts only where a length reward makes it worse).
+        # A right answer must be worth more than any wrong one, where the length objective has a bound for its weight:
+        # Kimi's lies in weight x [-0.5, 0.5] for right answers and in weight x [-0.5, 0] for wrong ones, so the worst
+        # right answer has accuracy - weight / 2 and the best wrong one has the format reward (and the language reward;
+        # R1's own weights, 1 + 1 + 1, give that up, so it counts only where a length reward makes it worse).
         margin = self.reward_accuracy - self.reward_format
         language = 0.0 if self.reward_language is None else self.reward_language.weight
         if margin < 0 or (margin == 0 and self.length is not None):
@@ -375,13 +220,8 @@ class Grpo(SamplingKeys):
                 f"{self.reward_format} is not below reward_accuracy ({self.reward_accuracy}): "
                 "a wrong answer could be worth as much as a right one",
             )
-        elif self.length is not None and self.length.weight >= 2 * (margin - language):
-            less = "reward_format" if not language else "reward_format - reward_language.weight"
-            yield (
-                "length.weight",
-                f"must be below 2 x (reward_accuracy - {less}) = {2 * (margin - language):g}, "
-                f"not {self.length.weight:g}: a long right answer could be worth less than a wrong one",
-            )
+        elif self.length is not None:
+            yield from self.length.problems_with_weight(margin - language, bool(language), self.advantage)
         if self.length is not None and self.length.warmup_steps >= self.steps:
             yield (
                 "length.warmup_steps",
@@ -389,11 +229,68 @@ class Grpo(SamplingKeys):
             )
 
 
+class FromPool(Keys):
+    """A token limit that is read off a pool: a percentile of the lengths of its right completions."""
+
+    percentile: Annotated[float, Field(gt=0, le=100)]
+    """Share of the right completions, in percent, that fit into the limit."""
+    pool: Ref
+    """The `sample` stage to read; its samples are of the model that is to be shortened."""
+
+
+TokenLimit = Annotated[
+    Annotated[Count, Tag(PLAIN)] | Annotated[FromPool, Tag(MAPPING)], Discriminator(plain_or_mapping)
+]
+
+
+class Collapse(Keys):
+    """What is watched so that a length squeeze does not end in guessing; each figure over the last steps, null: not."""
+
+    action: Literal["stop", "warn"] = "stop"
+    """stop: the stage ends with the last model that was well. warn: it only says so."""
+    window: Count = 5
+    """Steps over which a figure is averaged."""
+    accuracy_floor: Share | None = None
+    """Lowest accuracy of a window's batches, and of an evaluation."""
+    accuracy_margin: Share | None = 0.2
+    """How far it may fall below that of the first window, or of the starting model's evaluation. Batches are not
+    compared where draw or dynamic_rounds choose problems by success."""
+    empty_think: Share | None = 0.5
+    """Highest share of completions without a thought."""
+    guess_rate: Share | None = 0.5
+    """Highest share of completions that answer after a thought of fewer than guess_tokens tokens."""
+    guess_tokens: Count = 8
+    """An answer after a shorter thought is a guess."""
+    spread: Annotated[float, Field(ge=0)] | None = 1.0
+    """Tokens between the longest and the shortest completion of a problem below which there is a warning."""
+    entropy: Annotated[float, Field(ge=0)] | None = None
+    """Nats per token below which there is a warning."""
+
+
 class LengthRl(Grpo):
-    """long2short RL: GRPO from a given model, with a length objective and a smaller token budget."""
+    """long2short RL: GRPO from a given model, with a length objective and a smaller token budget (Kimi k1.5, 2.4)."""
 
     method: Literal["length_rl"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    max_tokens: TokenLimit | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Longest completion in tokens, or {percentile: 75, pool: STAGE}: as long as that share of right ones is
+    [sampling.max_tokens]."""
     length: Length  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     """Length objective added to the reward."""
     tolerance: Share = 0.02
     """With keep: best, how far below the starting model's dev accuracy the kept one may be; the briefest is kept."""
+    collapse: Collapse | None = Collapse()
+    """What is watched, and what happens when it shows; null watches nothing."""
+
+    def nested_references(self) -> Iterator[tuple[str, str, str]]:
+        yield from super().nested_references()
+        if isinstance(self.max_tokens, FromPool):
+            yield "max_tokens.pool", self.max_tokens.pool, "pool"
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems_with_keys()
+        if isinstance(self.max_tokens, FromPool) and self.max_tokens_steps is not None:
+            yield "max_tokens_steps", "cannot be used with max_tokens from a pool, which is not known yet"
+
+    def problems_with_limits(self) -> Iterator[tuple[str, str]]:
+        if not isinstance(self.max_tokens, FromPool):  # else they are looked for when the stage runs
+            yield from super().problems_with_limits()

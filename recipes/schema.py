@@ -25,9 +25,9 @@ from recipes.keys import Keys, SamplingKeys, StageKeys
 from recipes.loader import Document, Fault, RecipeError, describe, likely, read_recipe_file
 from recipes.long2short_keys import Pairs, Shortest
 from recipes.methods import METHOD_KEYS, AnyStage, Evaluate, Frontier, Pretrain, Sample, Sft
+from recipes.policy_keys import PolicyKeys
 from recipes.presets import fill_in_presets
 from recipes.problem_keys import Problems, is_path, source_kind
-from recipes.rl_keys import Grpo
 from recipes.sampling_keys import Sampling
 
 RECIPES_FOLDER = Path(__file__).resolve().parent
@@ -139,14 +139,17 @@ class Recipe:
     def part(self, word: Literal["rl", "distill", "long2short"]) -> list[str]:
         """The names of the stages that a command names, without what they need; RecipeError if there is none.
 
-        rl: grpo. distill: traces, worked_solutions and the sft on them. long2short: merge, shortest, race and the
-        sft on them, pairs, dpo, length_rl, select, frontier.
+        rl: grpo. distill: traces, worked_solutions and the sft on them, on_policy. long2short: merge, merge_search,
+        shortest, race and the sft on them, pairs, dpo, simpo, length_rl, on_policy, select, frontier.
         """
         methods = {
             "rl": {"grpo"},
-            "distill": {"traces", "worked_solutions"},
-            "long2short": {"merge", "shortest", "race", "pairs", "dpo", "length_rl", "select", "frontier"},
-        }
+            "distill": {"traces", "worked_solutions", "on_policy"},
+            "long2short": {
+                "merge", "merge_search", "shortest", "race", "pairs", "dpo", "simpo", "length_rl", "on_policy",
+                "select", "frontier",
+            },
+        }  # fmt: skip
         reads = {"rl": (), "distill": ("traces", "worked_solutions"), "long2short": ("shortest", "race")}[word]
         names = []
         for stage in self.stages.values():
@@ -163,7 +166,11 @@ class Recipe:
         What it reads is identified by content (`stage.references()`), so neither names nor folders count here, and
         `--set problems.test=50` leaves a stage that never sees test problems as it was.
         """
-        config = stage.config.model_dump(mode="json", exclude=set(stage.config.REFERENCES))
+        exclude: dict[str, Any] = dict.fromkeys(stage.config.REFERENCES, True)
+        for key, _, _ in stage.config.nested_references():
+            outer, _, inner = key.partition(".")
+            exclude[outer] = {inner: True}
+        config = stage.config.model_dump(mode="json", exclude=exclude)
         identity: dict[str, Any] = {"seed": self.seed, "config": config}
         if splits := stage.config.splits():
             identity["problems"] = {
@@ -337,14 +344,14 @@ class _Resolver:
         self.stages[name] = Stage(name, keys, tuple(inputs))
 
     def _filled_in(self, keys: StageKeys, fault: Callable[[str, str], None]) -> StageKeys:
-        if isinstance(keys, Grpo) and keys.top_p is None and self.sampling.top_p != 1:
+        if isinstance(keys, PolicyKeys) and keys.top_p is None and self.sampling.top_p != 1:
             fault("top_p", f"sampling.top_p is {self.sampling.top_p}, but RL needs 1: write top_p: 1.0 in this stage")
         if isinstance(keys, SamplingKeys):
             values = {key: getattr(keys, key) for key in ("temperature", "top_p", "max_tokens")}
             keys = keys.model_copy(
                 update={k: getattr(self.sampling, k) if value is None else value for k, value in values.items()}
             )
-            for key, message in keys.problems_with_limits() if isinstance(keys, Grpo) else ():
+            for key, message in keys.problems_with_limits() if isinstance(keys, PolicyKeys) else ():
                 fault(key, message)
             return keys
         if isinstance(keys, Pretrain) and keys.levels is None:
@@ -420,13 +427,24 @@ class _Resolver:
             fault(key, f"there is no stage {ref[:64]!r}{hint}")
 
     def _check_pool(self, keys: StageKeys, fault: Callable[[str, str], None]) -> None:
-        pool = self.stages.get(getattr(keys, "pool", ""))
-        if pool is None or not isinstance(pool.config, Sample):
-            return
+        for key, ref, _ in (reference for reference in _references(keys) if reference[2] == "pool"):
+            pool = self.stages.get(ref)
+            if pool is not None and isinstance(pool.config, Sample):
+                self._check_filled(keys, key, pool, fault)
+
+    def _check_filled(self, keys: StageKeys, key: str, pool: Stage, fault: Callable[[str, str], None]) -> None:
+        """What is wrong with a stage that reads this pool by that key."""
         if pool.config.problems != "train":
-            fault("pool", f"stage {pool.name} samples {pool.config.problems} problems; train only on train problems")
+            fault(key, f"stage {pool.name} samples {pool.config.problems} problems; train only on train problems")
         if isinstance(keys, Shortest) and keys.samples > pool.config.samples:
             fault("samples", f"{keys.samples} is more than the {pool.config.samples} samples of stage {pool.name}")
+        if isinstance(keys, Shortest):
+            source, task = self.problems.source, self.problems.task
+            if keys.cut is not None and (source == "puzzles" or task in ("code", "constraints")):
+                judged = "puzzles" if source == "puzzles" else f"task: {task}"
+                fault("cut", f"needs problems whose answer is a value that a thought can state; {judged} has none")
+            if keys.verify_with == task and source not in ("tiny", "puzzles"):
+                fault("verify_with", f"{task} is the recipe's own task; name another one")
         if isinstance(keys, Pairs) and pool.config.samples < 2:
             fault("pool", f"stage {pool.name} has 1 sample per problem; a pair takes 2")
 
@@ -456,3 +474,4 @@ def _references(keys: StageKeys) -> Iterator[tuple[str, str, str]]:
             yield from ((f"{key}.{name}", ref, wants) for name, ref in value.items())
         elif value is not None:
             yield from ((f"{key}[{index}]", ref, wants) for index, ref in enumerate(value))
+    yield from keys.nested_references()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from recipes import long2short_stages as long2short
 from recipes.engines import open_engine
 from recipes.frontier_stage import frontier
+from recipes.length_rl_stage import length_rl
+from recipes.merge_stage import merge, merge_search
 from recipes.methods import (
     Evaluate,
     ImportGguf,
@@ -24,8 +26,10 @@ from recipes.methods import (
     WordProblems,
     WorkedSolutions,
 )
+from recipes.on_policy_stage import on_policy
 from recipes.rl_keys import Grpo
 from recipes.runner import StageContext, StageFunction
+from recipes.shortest_stage import shortest
 from recipes.stage_inputs import (
     PROBLEMS,
     files_of,
@@ -89,7 +93,7 @@ def grpo(context: StageContext) -> None:
 
     stage: Grpo = context.stage
     dev = problems_of(context, "dev", stage.eval_problems) if stage.eval_every else []
-    run_rl(context, problems_of(context, "train"), dev, task_of(context.recipe), settings_of(stage))
+    run_rl(context, problems_of(context, "train"), dev, task_of(context.recipe), settings_of(stage), {})
 
 
 def sft(context: StageContext) -> None:
@@ -126,10 +130,11 @@ def sample(context: StageContext) -> None:
 
 def evaluate(context: StageContext) -> None:
     from rl.evaluate import summarize
+    from rl.policy import load_tokenizer
 
     stage: Evaluate = context.stage
     groups = _fill(context, stage, problems_of(context, stage.problems, stage.count))
-    summary = summarize(groups, task_of(context.recipe))
+    summary = summarize(groups, task_of(context.recipe), load_tokenizer(context.model(stage.model)))
     write_json(context.folder / "summary.json", summary.to_json(), "evaluate.summary")
 
 
@@ -235,15 +240,18 @@ def worked_solutions(context: StageContext) -> None:
 METHODS: dict[str, StageFunction] = {
     "pretrain": pretrain,
     "grpo": grpo,
-    "length_rl": grpo,
+    "length_rl": length_rl,
+    "on_policy": on_policy,
     "sample": sample,
     "traces": traces,
-    "shortest": long2short.shortest,
+    "shortest": shortest,
     "race": long2short.race,
     "sft": sft,
     "pairs": long2short.pairs,
     "dpo": long2short.dpo,
-    "merge": long2short.merge,
+    "simpo": long2short.simpo,
+    "merge": merge,
+    "merge_search": merge_search,
     "select": long2short.select,
     "evaluate": evaluate,
     "frontier": frontier,
@@ -254,4 +262,4 @@ METHODS: dict[str, StageFunction] = {
 }
 
 # Methods that all processes of a run work on together; the others are run by the first one alone.
-COLLECTIVE = frozenset({"grpo", "length_rl"})
+COLLECTIVE = frozenset({"grpo", "length_rl", "on_policy"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +24,21 @@ from rl.tasks.base import Task
 from rl.types import Problem, RolloutGroup
 
 Shape = Callable[[list[RolloutGroup], int], list[RolloutGroup]]
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A shape that remembers over steps: what it stores in a checkpoint (exact JSON values), is told and reports."""
+
+    def as_json(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+    def evaluated(self, step: int, accuracy: float) -> None:
+        """The accuracy of an evaluation on dev problems."""
+        ...
+
+    def metrics(self) -> dict[str, float]: ...
 
 
 def no_shaping(groups: list[RolloutGroup], step: int) -> list[RolloutGroup]:
@@ -115,7 +131,9 @@ class Collector:
             groups += sampled(problems())
             self.rates.update(groups)
         self.drawn += draw.taken
-        return collected
+        if isinstance(self.shape, Remembering):
+            collected |= self.shape.metrics()
+        return collected | {"max_tokens": float(sampling.max_tokens)}
 
     def as_json(self) -> dict[str, object]:
         """What a checkpoint stores; exact."""
@@ -124,6 +142,7 @@ class Collector:
             "drawn": self.drawn,
             "partial": None if self.partial is None else self.partial.as_json(),
             "policy_version": self.sampler.policy_version,
+            "shape": self.shape.as_json() if isinstance(self.shape, Remembering) else None,
         }
 
     def restore(self, state: dict) -> None:
@@ -133,6 +152,8 @@ class Collector:
         if state["partial"] is not None:
             self.partial = PartialRollouts.from_json(state["partial"])
         self.sampler.policy_version = state["policy_version"]
+        if isinstance(self.shape, Remembering) and state.get("shape"):  # a checkpoint of before shapes remembered
+            self.shape.restore(state["shape"])
 
     def _sample(self, problems: Sequence[Problem], step: int, sampling: SamplingSettings) -> list[RolloutGroup]:
         return sample_groups(

@@ -21,20 +21,22 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from transformers import PreTrainedTokenizerBase
 
 from rl.advantages import AdvantageRule, mean_baseline
+from rl.collapse import CollapseMonitor
 from rl.collect import Collector
 from rl.faults import fault
 from rl.learner import Learner
 from rl.ranks import ALONE, Ranks
 from rl.refusal import require_finite
 from rl.rollout import sample_groups
-from rl.rows import group_advantages, training_rows
+from rl.rows import BaselineRows, RowsOf
 from rl.run_state import Prefer, RunState, prefer_last
 from rl.samplers.base import SamplingSettings, sample_seed
 from rl.tasks.base import Task
@@ -78,7 +80,10 @@ def train(
     kl_reward: float = 0.0,
     refresh_every: int = 0,
     mask_truncated: bool = False,
+    rows_of: RowsOf | None = None,
     prefer: Prefer = prefer_last,
+    monitor: CollapseMonitor | None = None,
+    facts: Mapping[str, object] = MappingProxyType({}),
     ranks: Ranks = ALONE,
     report: Report = lambda step, steps, metrics: None,
 ) -> None:
@@ -89,10 +94,18 @@ def train(
     model is kept. `kl_reward` is the coefficient of a KL penalty in the reward (k1), `refresh_every` the
     optimizer updates after which the reference becomes the policy, at the end of their step (0: never).
 
+    `rows_of` takes the place of `advantage_rule` and `mask_truncated` where advantages do not come from rewards. A
+    `monitor` sees every step's rollouts and every evaluation; an alarm may end the run before the step's update, and
+    then the last model that was well is kept. `facts` are written into summary.json.
+
     Errors: StepRefused if something is not finite; the groups concerned are then in `folder`/refused-step-<n>.jsonl and
     the weights those before the update.
     """
-    run = RunState(folder, learner, collector, tokenizer, prefer, ranks)
+    rows_of = rows_of or BaselineRows(advantage_rule, learner.objective.needs_all_rows, mask_truncated)
+    snapshots = monitor is not None and monitor.stop and not schedule.eval_every
+    run = RunState(
+        folder, learner, collector, tokenizer, prefer, ranks, monitor, schedule.save_every if snapshots else 0
+    )
     run.resume()
 
     def evaluate(step: int) -> DevScore:
@@ -104,7 +117,7 @@ def train(
 
     if run.step == 0 and schedule.eval_every:
         run.consider(evaluate(0))
-    while run.step < schedule.steps and not run.good_enough(schedule.stop_at_accuracy):
+    while run.step < schedule.steps and not run.stopped and not run.good_enough(schedule.stop_at_accuracy):
         step = run.step + 1
         fault("grpo.step")
         started = time.perf_counter()
@@ -114,31 +127,26 @@ def train(
         with run.refusals(step) as groups:
             collected = collector.step(step, groups)
             require_finite(groups)
+            collected |= run.watch(step, groups)
             sampled = time.perf_counter()
             groups[:] = learner.penalized(groups, kl_reward)
-            advantages = group_advantages(groups, advantage_rule)
-            batches = [
-                training_rows(
-                    [groups[i] for i in part], [advantages[i] for i in part],
-                    learner.objective.needs_all_rows, mask_truncated,
-                )
-                for part in split(len(groups), learner.optim.updates_per_step, sample_seed(seed, "split", step))
-            ]  # fmt: skip
+            updates = 0 if run.stopped else learner.optim.updates_per_step
+            batches, figures = rows_of(groups, split(len(groups), updates, sample_seed(seed, "split", step)))
             for rows, lengths in learner.with_old_logprobs(batches):
                 if learner.update(rows, lengths, update):
                     collector.sampler.policy_version += 1
         run.step = step
         if refresh_every and collector.sampler.policy_version // refresh_every > version // refresh_every:
             learner.refresh_reference()
-        metrics = rollout_metrics(groups, dev.task) | collected | update.means(ranks)
+        metrics = rollout_metrics(groups, dev.task) | collected | figures | update.means(ranks)
         metrics |= speeds(groups, sampled - started, time.perf_counter() - sampled)
-        if schedule.eval_every and (step % schedule.eval_every == 0 or step == schedule.steps):
+        if schedule.eval_every and not run.stopped and (step % schedule.eval_every == 0 or step == schedule.steps):
             metrics |= run.consider(evaluate(step)).metrics()
         run.log(metrics, groups)
         report(step, schedule.steps, metrics)
         if step % schedule.save_every == 0:
             run.save()
-    run.finish()
+    run.finish(facts)
 
 
 def split(count: int, parts: int, seed: int) -> list[list[int]]:

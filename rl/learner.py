@@ -23,11 +23,9 @@ from rl.packing import PackedBatch, by_prompt, pack, plan_micro_batches
 from rl.policy import PolicyModel
 from rl.ranks import ALONE, Ranks
 from rl.refusal import StepRefused
-from rl.rows import TrainingRow
+from rl.rows import Batch, TrainingRow
 from rl.train_metrics import UpdateMetrics
 from rl.types import Rollout, RolloutGroup
-
-Batch = tuple[list[TrainingRow], list[int]]  # the rows of one update, and the lengths its denominator is counted from
 
 
 @dataclass(frozen=True, slots=True)

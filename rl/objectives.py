@@ -28,18 +28,23 @@ from rl.rules import Cispo, Clip, MirrorDescent, Rule, Sapo, Vespo
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """One micro-batch. Padded positions may hold anything, also nan; every other tensor than `advantages` is (B, T)."""
+    """One micro-batch. Padded positions may hold anything, also nan; every tensor but `advantages` is always (B, T)."""
 
     policy_logprobs: torch.Tensor  # with gradient
     old_logprobs: torch.Tensor  # the sampler's own where those are usable, else recomputed by the trainer
     sampler_logprobs: torch.Tensor
-    advantages: torch.Tensor  # (B,)
+    advantages: torch.Tensor  # (B,), or (B, T): one a token
     mask: torch.Tensor  # 1 on trained tokens
     ref_logprobs: torch.Tensor | None = None
 
     @property
     def trained(self) -> torch.Tensor:
         return self.mask > 0
+
+    @property
+    def by_token(self) -> torch.Tensor:
+        """The advantages against (B, T): (B, 1) or (B, T)."""
+        return self.advantages if self.advantages.ndim == 2 else self.advantages.unsqueeze(-1)
 
     def without_padding(self) -> LossInputs:
         """The same with 0 in every untrained position: `where`, not a product, because nan · 0 is nan."""
@@ -162,7 +167,12 @@ class OffPolicyMask:
     delta: float
 
     def __call__(self, inputs: LossInputs) -> torch.Tensor:
-        """Which completions stay: (B, 1) bool."""
+        """Which completions stay: (B, 1) bool.
+
+        Errors: ValueError for advantages per token, of which a completion may have both signs.
+        """
+        if inputs.advantages.ndim == 2:
+            raise ValueError(f"{self} drops completions by the sign of their advantage; here every token has its own")
         drift = inputs.sampler_logprobs - inputs.policy_logprobs.detach()
         mean = drift.sum(-1) / inputs.trained.sum(-1).clamp(min=1)
         drop = (inputs.advantages < 0) & (mean > self.delta)  # a nan is kept, so that the loss shows it
@@ -208,12 +218,15 @@ def policy_loss(
     of single tokens), and where the slot is filled `off_policy_share` (tokens of dropped completions),
     `correction_weight` and `correction_masked` (Σ of the weights; tokens with weight 0), `kl` (Σ of the estimator).
 
-    Errors: ValueError if there is a KL term and no `ref_logprobs`.
+    Errors: ValueError if there is a KL term and no `ref_logprobs`; for an advantage a token with the ratio of the whole
+    completion, whose gradient would give each token the advantages of all.
     """
+    if inputs.advantages.ndim == 2 and objective.ratio is sequence_log_ratio:
+        raise ValueError("an advantage a token needs a ratio a token: ratio=token_log_ratio, not sequence_log_ratio")
     inputs = inputs.without_padding()
     trained = inputs.trained
     log_ratio = objective.ratio(inputs)
-    losses, bounded = objective.rule(inputs.policy_logprobs, log_ratio, inputs.advantages.unsqueeze(-1))
+    losses, bounded = objective.rule(inputs.policy_logprobs, log_ratio, inputs.by_token)
     found = {"clip_share": bounded, "ratio_error": (bounded_exp(token_log_ratio(inputs)) - 1).abs()}
     if objective.mask is not None:
         keep = objective.mask(inputs)

@@ -44,7 +44,7 @@ class PackedBatch:
     cells: torch.Tensor  # (2, M), the line and the column in (B, T) at which they stand
     completion_mask: torch.Tensor  # (B, T), 1 on trained tokens
     sampler_logprobs: torch.Tensor  # (B, T), nats, 0 on padding
-    advantages: torch.Tensor  # (B,)
+    advantages: torch.Tensor  # (B,), or (B, T) where a row has one a token
     lengths: torch.Tensor  # (B,), completion tokens
     names: tuple[str, ...]  # of the rows, "group[sample]"
 
@@ -105,6 +105,11 @@ def pack(rows: Sequence[TrainingRow], device: torch.device | str = "cpu", *, sha
     def padded(values: Sequence[Sequence[float]]) -> torch.Tensor:
         return torch.tensor([[*v, *[0.0] * (width - len(v))] for v in values], dtype=torch.float32).to(device)
 
+    if any(isinstance(row.advantage, tuple) for row in ordered):
+        advantages = padded([row.token_advantages for row in ordered])
+    else:
+        advantages = torch.tensor([row.advantage for row in ordered], dtype=torch.float32).to(device)
+
     return PackedBatch(
         input_ids=integers(ids).unsqueeze(0),
         position_ids=integers(positions).unsqueeze(0),
@@ -114,7 +119,7 @@ def pack(rows: Sequence[TrainingRow], device: torch.device | str = "cpu", *, sha
         cells=integers([lines, columns]),
         completion_mask=padded([row.trained or (True,) * row.num_tokens for row in ordered]),
         sampler_logprobs=padded([row.sampler_logprobs for row in ordered]),
-        advantages=torch.tensor([row.advantage for row in ordered], dtype=torch.float32).to(device),
+        advantages=advantages,
         lengths=integers([row.num_tokens for row in ordered]),
         names=tuple(row.name for row in ordered),
     )

@@ -1,33 +1,55 @@
-"""From judged groups to training rows: one completion, its advantage, and which of its tokens are trained."""
+"""From judged groups to training rows: one completion, its advantage, and which of its tokens are trained.
+
+An advantage is one number a completion (rewards and a group's baseline: `BaselineRows`) or one a token (a teacher's
+log-probs: distill/on_policy.py). The loop takes whichever `RowsOf` it is given.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from rl.advantages import AdvantageRule
+from rl.advantages import AdvantageRule, mean_baseline
 from rl.types import FinishReason, RolloutGroup
+
+Advantage = float | tuple[float, ...]  # of a whole completion, or (T,): of each of its tokens
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
     """One completion with its advantage, still as plain values: (P,) prompt ids, (T,) completion ids and log-probs.
 
-    Example: prompt (5, 6), completion (7, 1), log-probs (-.1, -.2), advantage .75, group "tiny-9f2c41", sample 3.
+    Example: prompt (5, 6), completion (7, 1), log-probs (-.1, -.2), advantage .75, group "tiny-9f2c41", sample 3. With
+    an advantage a token: advantage (.5, -1.8).
+
+    Errors: ValueError if there are advantages of another number of tokens.
     """
 
     prompt_ids: tuple[int, ...]  # (P,)
     token_ids: tuple[int, ...]  # (T,)
     sampler_logprobs: tuple[float, ...]  # (T,), nats
-    advantage: float
+    advantage: Advantage
     group: str = ""  # the problem's id; rows of one group share their prompt
     sample: int = 0  # which of the group's samples
     trained: tuple[bool, ...] | None = None  # (T,), which tokens the policy loss is taken on; None: all
     old_logprobs: tuple[float, ...] | None = None  # (T,), nats, recomputed by the trainer; None: the sampler's are used
 
+    def __post_init__(self) -> None:
+        if isinstance(self.advantage, tuple) and len(self.advantage) != len(self.token_ids):
+            raise ValueError(
+                f"row {self.name} has {len(self.advantage)} advantages for {len(self.token_ids)} tokens; give one "
+                "number for the completion or one for each token"
+            )
+
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def token_advantages(self) -> tuple[float, ...]:
+        """(T,): the advantage of each token."""
+        return self.advantage if isinstance(self.advantage, tuple) else (self.advantage,) * self.num_tokens
 
     @property
     def num_trained(self) -> int:
@@ -87,3 +109,37 @@ def training_rows(
             if row.num_trained and (advantage != 0 or keep_all):
                 rows.append(row)
     return rows, lengths
+
+
+Batch = tuple[list[TrainingRow], list[int]]  # the rows of one update, and the lengths its denominator is counted from
+
+
+class RowsOf(Protocol):
+    """From a step's groups to the rows of its updates: where advantages come from."""
+
+    def __call__(
+        self, groups: Sequence[RolloutGroup], parts: Sequence[Sequence[int]]
+    ) -> tuple[list[Batch], dict[str, float]]:
+        """One batch an update, and figures for the log. `parts[u]` holds the indices of update u's groups."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineRows:
+    """Rows whose advantages an `AdvantageRule` takes from the rewards of the whole step. See `training_rows`."""
+
+    rule: AdvantageRule = mean_baseline
+    keep_all: bool = False
+    mask_truncated: bool = False
+
+    def __call__(
+        self, groups: Sequence[RolloutGroup], parts: Sequence[Sequence[int]]
+    ) -> tuple[list[Batch], dict[str, float]]:
+        advantages = group_advantages(groups, self.rule)
+        batches = [
+            training_rows(
+                [groups[i] for i in part], [advantages[i] for i in part], self.keep_all, self.mask_truncated
+            )
+            for part in parts
+        ]  # fmt: skip
+        return batches, {}

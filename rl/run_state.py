@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from rl.checkpoint import collect, load_training_state, write_training_state
-from rl.collect import Collector
+from rl.collapse import CollapseMonitor
+from rl.collect import Collector, Remembering
 from rl.export import export_model
 from rl.faults import fault
 from rl.jsonl import dump_lines
@@ -66,7 +67,11 @@ class PreferBrief:
 
 
 class RunState:
-    """One run's step, scores and files. `collector` and `learner` hold the rest of what a checkpoint stores."""
+    """One run's step, scores and files. `collector`, `learner` and `monitor` hold the rest of what a checkpoint stores.
+
+    A run that the monitor may stop hands on the last model that was seen to be well. Where nothing is evaluated that is
+    a copy, made every `snapshot_every` steps (0: never) of a policy whose rollouts were within all limits.
+    """
 
     def __init__(
         self,
@@ -76,10 +81,14 @@ class RunState:
         tokenizer: PreTrainedTokenizerBase,
         prefer: Prefer,
         ranks: Ranks,
+        monitor: CollapseMonitor | None = None,
+        snapshot_every: int = 0,
     ) -> None:
         self.folder, self.learner, self.collector = folder, learner, collector
         self.tokenizer, self.prefer, self.ranks = tokenizer, prefer, ranks
+        self.monitor, self.snapshot_every = monitor, snapshot_every
         self.step = 0
+        self.snapshot: int | None = None  # the step after which the copy was made
         self.scores: list[DevScore] = []
         self.kept: DevScore | None = None
         self.metrics_path = folder / "metrics.jsonl"
@@ -95,6 +104,9 @@ class RunState:
             self.scores = [DevScore(**score) for score in state["scores"]]
             self.kept = DevScore(**state["kept"]) if state["kept"] else None
             self.collector.restore(state["collector"])
+            self.snapshot = state.get("snapshot")
+            if self.monitor is not None and state.get("monitor"):
+                self.monitor.restore(state["monitor"])
             learner.reference_moved = state["reference_moved"]
         if self.ranks.first:
             self._clear_up(None if found is None else found[1])
@@ -120,12 +132,32 @@ class RunState:
         rewind_lines(self.judging_path, self.step)
 
     def consider(self, score: DevScore) -> DevScore:
-        """Record a dev score; keep the model if the rule prefers it to the one kept so far."""
+        """Record a dev score; keep the model if it is well and the rule prefers it to the one kept so far."""
         self.scores.append(score)
-        if self.prefer(score, self.kept, self.scores[0]):
+        if isinstance(self.collector.shape, Remembering):
+            self.collector.shape.evaluated(score.step, score.accuracy)
+        start = self.scores[0]
+        well = self.monitor is None or self.monitor.observe_dev(score.step, score.accuracy, start.accuracy)
+        if self.kept is None or (well and self.prefer(score, self.kept, start)):
             self.kept = score
             self._export(self.folder / "best")
         return score
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the monitor ends the run."""
+        return self.monitor is not None and self.monitor.stopped is not None
+
+    def watch(self, step: int, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        """Show a step's rollouts to the monitor, before the update; returns its figures."""
+        if self.monitor is None:
+            return {}
+        figures = self.monitor.read(step, groups)
+        due = self.snapshot_every and (step - 1) % self.snapshot_every == 0
+        if due and (self.monitor.healthy or self.snapshot is None):
+            self._export(self.folder / "best")
+            self.snapshot = step - 1
+        return figures
 
     def good_enough(self, accuracy: float | None) -> bool:
         return accuracy is not None and bool(self.scores) and self.scores[-1].accuracy >= accuracy
@@ -171,6 +203,8 @@ class RunState:
             "kept": self.kept.as_dict() if self.kept else None,
             "collector": self.collector.as_json(),
             "reference_moved": learner.reference_moved,
+            "snapshot": self.snapshot,
+            "monitor": None if self.monitor is None else self.monitor.as_json(),
         }
 
         def write(path: Path) -> None:
@@ -182,19 +216,28 @@ class RunState:
             save_checkpoint(self.folder, self.step, write)
         self.ranks.wait()
 
-    def finish(self) -> None:
-        """Write the kept model (the last one if nothing was evaluated) and the summary."""
+    def finish(self, facts: Mapping[str, object]) -> None:
+        """Write the kept model and the summary, with `facts` in it. Where nothing was evaluated that is the last model,
+        or of a run that was stopped the last copy of one that was well."""
         fault("grpo.model")
-        if self.kept is None:
+        kept = self.step if self.kept is None else self.kept.step
+        if self.kept is None and self.stopped and self.snapshot is not None:
+            kept = self.snapshot
+        elif self.kept is None:
             self._export(self.folder / "best")
         if self.ranks.first:
             shutil.rmtree(self.folder / "model", ignore_errors=True)
             (self.folder / "best").rename(self.folder / "model")
             summary = {
                 "steps": self.step,
-                "kept_step": self.kept.step if self.kept else self.step,
+                "kept_step": kept,
                 "dev": [score.as_dict() for score in self.scores],
+                **facts,
             }
+            if self.monitor is not None:
+                stopped = self.monitor.stopped
+                summary["stopped"] = None if stopped is None else str(stopped)
+                summary["alarms"] = [asdict(alarm) for alarm in self.monitor.alarms]
             write_json(self.folder / "summary.json", summary, "grpo.summary")
         self.ranks.wait()
 

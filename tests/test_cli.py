@@ -72,6 +72,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 # --- starting --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_help_is_fast_and_lists_every_command(libraries_seconds: float):
     def timed() -> tuple[float, subprocess.CompletedProcess[str]]:
         started = time.perf_counter()

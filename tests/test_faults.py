@@ -27,7 +27,9 @@ BEHIND_A_POINT = {
     "rl/runs.py:append_line": "a log; a torn last line is tolerated and mended",
     "rl/export.py:export_model": "a resumed run takes the best model from its checkpoint, never from here",
     "distill/training.py:on_save": "passes the point of its method, sft.checkpoint or dpo.checkpoint, as a callback",
-    "long2short/report.py:draw_png": "draws into memory; its caller writes the bytes",
+    "long2short/pictures.py:draw_png": "draws into memory; its caller writes the bytes",
+    "long2short/pictures.py:draw_svg": "as draw_png",
+    "long2short/length_preview.py:plot": "as draw_png",
 }
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from long2short.length_objectives import LengthReward, kimi_length_rewards
+from long2short.length_objectives import Kimi
+from long2short.length_reward import LengthReward
 from rl.curriculum import Prioritized
 from rl.faults import FaultRaised, reset_faults
 from rl.grpo import split
@@ -68,7 +69,7 @@ EVERYTHING = {
         "optim": OptimSettings(learning_rate=1e-3, updates_per_step=2, warmup_steps=6),
         "with_reference": True,
         "refresh_every": 10,
-        "shape": LengthReward(kimi_length_rewards, 0.5),
+        "shape": LengthReward(Kimi(), 0.5),
         "source": Prioritized,
         "limits": StepSchedule(((1, 10), (4, 16))),
         "prefer": prefer_accurate,

@@ -31,7 +31,7 @@ from rl.tasks.mathematics import math_judge, math_task
 from rl.tasks.tiny_models import make_model
 from rl.types import Problem, TextPart
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.alone]
 
 HEAD, TAIL = "```python\nprint(int(input())", ")\n```"
 OPERATIONS = ("+1", "*2", "-3")

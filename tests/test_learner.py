@@ -98,7 +98,7 @@ def test_undecided_rollouts_leave_the_baseline(groups):
     undecided = replace(first.rollouts[0], verdict=Verdict.undecided(JudgeFailure.TIMEOUT), reward=1e9)
     rows, lengths = batch([replace(first, rollouts=(undecided, *first.rollouts[1:]))])
     assert (len(rows), len(lengths)) == (3, 3)
-    assert sum(row.advantage for row in rows) == pytest.approx(0)
+    assert sum(row.token_advantages[0] for row in rows) == pytest.approx(0)
     assert [row.name for row in rows] == [f"{first.problem.id}[{i}]" for i in (1, 2, 3)]
 
 

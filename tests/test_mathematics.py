@@ -21,6 +21,8 @@ from rl.tasks.mathematics import (
 )
 from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, TextPart
 
+pytestmark = pytest.mark.alone
+
 RIGHT, WRONG, UNDECIDED = Outcome.RIGHT, Outcome.WRONG, Outcome.UNDECIDED
 
 

@@ -14,6 +14,8 @@ import pytest
 from rl.samplers.ray_workers import RayReplicas
 from rl.samplers.replicas import EngineSpec
 
+pytestmark = pytest.mark.alone
+
 TESTS = Path(__file__).parent
 
 # In a process of its own: Ray's threads and sockets outlive a test, and its warnings are not ours.

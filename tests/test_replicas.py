@@ -33,6 +33,8 @@ from rl.samplers.replicas import Replicas, ReplicasFailed, replica_environment
 from rl.samplers.shard_queue import ShardQueue, Work
 from rl.types import Completion, FinishReason, Segment
 
+pytestmark = pytest.mark.alone
+
 SETTINGS = SamplingSettings(temperature=0.7)
 TESTS = str(Path(__file__).parent)
 

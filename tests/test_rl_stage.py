@@ -6,15 +6,19 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
+from long2short.length_rl import limit_from_pool
+from long2short.select import prefer_balanced
 from recipes.console import PlainReport
 from recipes.keys import Keys
 from recipes.loader import RecipeError
+from recipes.policy_stage import prefer_of
 from recipes.rl_keys import Grpo
-from recipes.rl_stage import advantage_of, objective_of, rewards_of
+from recipes.rl_stage import advantage_of, collapse_of, objective_of, rewards_of
 from recipes.runner import run_recipe
-from recipes.schema import load_recipe
+from recipes.schema import RECIPES_FOLDER, load_recipe
 from recipes.stages import METHODS
 from rl.advantages import Gdpo, LogPartition, StdNormalized, batch_std
+from rl.collapse import CollapseLimits
 from rl.kl import KLTerm, k2
 from rl.mismatch import IcePop, TruncatedIS
 from rl.objectives import (
@@ -35,10 +39,11 @@ from rl.objectives import (
 )
 from rl.policy import eos_token_id, load_tokenizer, pad_token_id
 from rl.rules import Clip, Sapo
+from rl.run_state import prefer_accurate, prefer_last
 from rl.runs import read_lines
 from rl.tasks.base import UndecidedLimit
 from rl.tasks.judge import helpfulness
-from rl.types import JudgeFailure
+from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, Verdict
 from rl.workers import Answer
 
 HEAD = """name: keys
@@ -200,3 +205,122 @@ def test_a_reward_model_has_its_url_or_none(tmp_path, tiny_model_folder):
     for keys in ("kind: preference, model: ./rm, url: 'http://x/v1'", "kind: safety, model: m"):
         with pytest.raises(RecipeError, match="url: helpfulness and safety need it, preference does not take it"):
             recipe_of(tmp_path, tiny_model_folder, f"reward_models: [{{{keys}, weight: 1.0}}]")
+
+
+LENGTH_RL = """name: brief
+problems: {source: tiny, levels: [2, 3], train: 16, dev: 4, test: 4}
+sampling: {max_tokens: 64}
+stages:
+  pool: {method: sample, model: %(model)s, count: 8, samples: 2}
+  best: {method: select, candidates: [%(model)s], parent: %(model)s, rule: balance, samples: 1}
+  brief:
+    method: length_rl
+    model: best
+    steps: 2
+    problems_per_step: 2
+    group_size: 4
+    max_tokens: {percentile: 75, pool: pool}
+    length: {weight: 0.3}
+"""
+
+
+def test_long2short_rl_from_the_chosen_model_under_a_limit_from_its_pool(tmp_path, capsys):
+    model = RECIPES_FOLDER / "models" / "tiny-short"
+    path = tmp_path / "brief.yaml"
+    path.write_text(LENGTH_RL % {"model": model})
+    recipe = load_recipe(path)
+    results = run_recipe(recipe, root=tmp_path / "runs", methods=METHODS, report=PlainReport())
+    pool, best, brief = (result.folder for result in results)
+    samples = [row for file in sorted((pool / "pool").glob("samples-*.jsonl")) for row in read_lines(file)]
+    summary = json.loads((brief / "summary.json").read_text())
+    limit, right = summary["max_tokens"], summary["max_tokens_from"]["right"]
+    assert summary["max_tokens_from"]["percentile"] == 75 and 0 < right <= len(samples)
+    assert limit <= summary["max_tokens_from"]["longest"] <= 64
+    lines = read_lines(brief / "metrics.jsonl")
+    assert [line["max_tokens"] for line in lines] == [limit] * 2
+    assert all({"empty_think", "guess_rate", "sampled_entropy", "alarms"} <= line.keys() for line in lines)
+    assert (summary["stopped"], summary["alarms"]) == (None, [])
+    reason = json.loads((best / "summary.json").read_text())["reason"]
+    assert f"  best: chose {model}: {reason}" in capsys.readouterr().err
+
+
+def test_the_limit_is_a_length_that_right_completions_have():
+    groups = [group_of(lengths, right) for lengths, right in [((10, 20, 90), (1, 1, 0)), ((30, 40), (1, 1))]]
+    assert [limit_from_pool(groups, share).max_tokens for share in (50, 75, 76, 100)] == [20, 30, 40, 40]
+    assert limit_from_pool(groups, 75).facts() == {
+        "max_tokens": 30, "max_tokens_from": {"percentile": 75, "right": 4, "longest": 40},
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="none of the pool's 2 completions is right"):
+        limit_from_pool([group_of((5, 6), (0, 0))], 75)
+
+
+def group_of(lengths, right):
+    rollouts = [
+        Rollout(Completion("", (1,) * n, (0.0,) * n, FinishReason.STOP), Verdict(Outcome.RIGHT if r else Outcome.WRONG))
+        for n, r in zip(lengths, right, strict=True)
+    ]
+    return RolloutGroup(Problem("p", (), ""), (1,), tuple(rollouts))
+
+
+def brief_recipe(tmp_path, model, keys):
+    path = tmp_path / "brief.yaml"
+    path.write_text(LENGTH_RL % {"model": model} + "".join(f"    {line}\n" for line in keys.splitlines()))
+    return load_recipe(path)
+
+
+def test_the_monitor_is_on_by_default_and_its_keys_set_the_limits(tmp_path, tiny_model_folder):
+    tokenizer = load_tokenizer(tiny_model_folder)
+
+    def watch(keys):
+        return collapse_of(brief_recipe(tmp_path, tiny_model_folder, keys).stages["brief"].config, tokenizer)
+
+    def on(keys):
+        found = watch(keys)
+        assert found is not None
+        return found
+
+    assert on("").limits == CollapseLimits() and on("").stop
+    assert watch("collapse: null") is None
+    assert not on("draw: {order: prioritized}").limits.batches_compare
+    assert not on("dynamic_rounds: 2").limits.batches_compare
+    given = on(
+        "collapse: {action: warn, window: 3, accuracy_floor: 0.4, accuracy_margin: null, empty_think: 0.1,"
+        " guess_rate: null, guess_tokens: 4, spread: null, entropy: 0.01}"
+    )
+    assert given.limits == CollapseLimits(3, 0.4, None, True, 0.1, None, 4, None, 0.01) and not given.stop
+    assert given.thought_tokens("47*3=41; </think>41") == 8
+    plain = recipe_of(tmp_path, tiny_model_folder, "").stages["rl"].config
+    assert collapse_of(plain, tokenizer) is None
+
+
+def test_a_limit_from_a_pool_is_checked_as_far_as_it_is_known(tmp_path, tiny_model_folder):
+    def refused(keys, message):
+        with pytest.raises(RecipeError, match=message):
+            brief_recipe(tmp_path, tiny_model_folder, keys)
+
+    refused("max_tokens_steps: [[1, 12]]", "max_tokens_steps: cannot be used with max_tokens from a pool")
+    recipe = brief_recipe(tmp_path, tiny_model_folder, "")
+    with pytest.raises(RecipeError, match=r"max_tokens.pool: there is no stage 'pol'; did you mean pool\?"):
+        load_recipe(recipe.path, ["brief.max_tokens.pool=pol"])
+    with pytest.raises(RecipeError, match=r"max_tokens.pool: stage pool samples test problems"):
+        load_recipe(recipe.path, ["pool.problems=test"])
+    with pytest.raises(RecipeError, match=r"brief.max_tokens: must be a whole number, not the text 'many'"):
+        load_recipe(recipe.path, ["brief.max_tokens=many"])
+    with pytest.raises(RecipeError, match=r"max_tokens.percentile: must be above 0"):
+        load_recipe(recipe.path, ["brief.max_tokens.percentile=0"])
+    with pytest.raises(RecipeError, match=r"tolerance: has no effect with rule: balance"):
+        load_recipe(recipe.path, ["best.tolerance=0.1"])
+    identity = recipe.identity(recipe.stages["brief"])
+    assert identity["config"]["max_tokens"] == {"percentile": 75}  # the pool counts by its content, not by its name
+    assert ("max_tokens.pool", "pool") in [(read.key, read.ref) for read in recipe.stages["brief"].references()]
+
+
+def test_which_evaluated_model_is_kept(tmp_path, tiny_model_folder):
+    def kept(keys):
+        return prefer_of(recipe_of(tmp_path, tiny_model_folder, keys).stages["rl"].config)
+
+    assert kept("") is prefer_last
+    assert kept("eval_every: 1\nkeep: best") is prefer_accurate
+    assert kept("eval_every: 1\nkeep: balance") is prefer_balanced
+    with pytest.raises(RecipeError, match="keep: balance needs evaluations"):
+        kept("keep: balance")

@@ -494,8 +494,19 @@ OTHER |= {
     "reward_models": "[{kind: preference, model: org/rm, weight: 1.0}]",
 }
 OTHER |= dict.fromkeys(("reset_optimizer", "bf16", "fp32_head", "gradient_checkpointing", "shard"), "true")
+OTHER |= {
+    "budgets": "[8, 16]",
+    "rule": "slerp",
+    "weights": "{default: 0.25}",
+    "density": 0.25,
+    "normalize": "false",
+    "like": "short",
+}
 # What a key needs beside it, before and after it is changed.
+TIES = ("rule=ties", "base=./base", "density=0.5")
 BESIDE = {
+    "weights": ("weight=null", "weights={default: 0.5}"),
+    **dict.fromkeys(("scale", "density", "normalize"), TIES),
     "ratio_cap": ("loss=cispo",),
     "tau": ("loss=mirror-descent", "aggregation=sequence-sums", "tau=0.2"),
 }

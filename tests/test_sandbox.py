@@ -31,6 +31,8 @@ from rl.sandbox.landlock import Landlock
 from rl.sandbox.remote import RemoteSandbox
 from rl.workers import WorkerPool
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[1]
 HELLO = Job(("python", "main.py"), {"main.py": b"print(input())"}, stdin=b"hello\n")
 

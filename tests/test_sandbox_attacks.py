@@ -21,7 +21,7 @@ from rl.sandbox.base import SandboxUnavailable
 from rl.sandbox.bubblewrap import Bubblewrap
 from rl.sandbox.landlock import Landlock, closed_above
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.alone]
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = Path(__file__).resolve().parent / "sandbox_attacks" / "driver.py"

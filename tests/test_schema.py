@@ -274,7 +274,7 @@ BAD = [
     ("learning_rate: 1e-5", "betas: [0.9]", 11, "the list is too short"),
     ("learning_rate: 1e-5", "betas: [0.9, 1.5]", 11, "stages.teacher.betas[1]: must be below 1"),
     ("learning_rate: 1e-5", "betas: 0.9", 11, "must be a list, not 0.9"),
-    ("learning_rate: 1e-5", "keep: bst", 11, "must be last or best, not the text 'bst'; did you mean best?"),
+    ("learning_rate: 1e-5", "keep: bst", 11, "must be last or best or balance, not the text 'bst'; did you mean best?"),
     ("learning_rate: 1e-5", "keep: best", 11, "best needs evaluations: set eval_every above 0"),
     ("learning_rate: 1e-5", "stop_at_accuracy: 0.9", 11, "needs evaluations"),
     ("learning_rate: 1e-5", "eval_every: 9", 11, "it would never evaluate"),
@@ -408,6 +408,7 @@ def test_every_method_has_its_keys():
 # --- through the command ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [("group_size: 8", "group_sise: 8", 12), ("seed: 7", "seed: .nan", 2), ("model: student,", "model: studnt,", 23)],

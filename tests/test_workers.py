@@ -12,6 +12,8 @@ from rl.sandbox.base import SandboxUnavailable
 from rl.types import JudgeFailure
 from rl.workers import WorkerPool, python_worker
 
+pytestmark = pytest.mark.alone
+
 WORKER = """
 import ctypes, os, sys, time
 from rl.worker_main import serve

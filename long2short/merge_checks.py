@@ -1,0 +1,77 @@
+"""What two models must have in common before their weights may be merged.
+
+Weights can be averaged only where they mean the same: the same tensors, the same architecture (sizes, rope, positions,
+tied heads), a vocabulary that agrees id by id, the same special tokens. A refusal names the first thing that differs.
+Nothing is written before these checks have passed.
+
+Line: `reason long2short RECIPE`, the stage with `method: merge`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer
+
+from long2short.merge_files import ModelFolder
+
+# Config keys that may differ: they do not change what a weight means.
+FREE_KEYS = {
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "attention_dropout",
+    "initializer_range",
+    "bos_token_id",  # ids of special tokens are compared in the tokenizers
+    "eos_token_id",
+    "pad_token_id",
+}
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+
+
+def check_relatives(one: ModelFolder, other: ModelFolder, *, special_tokens: bool = True) -> None:
+    """Refuse models whose weights do not mean the same: ValueError that names the first key, tensor or token id.
+
+    `special_tokens=False` for the base that deltas are taken from: it is never prompted, so it may end its texts with
+    another token.
+    """
+    _check_configs(one.path, other.path)
+    _check_vocabularies(one.path, other.path, SPECIAL_TOKENS if special_tokens else ())
+    for here, there in ((one, other), (other, one)):
+        lone = here.tensors.keys() - there.tensors.keys()
+        if lone:
+            more = f" and {len(lone) - 1} more" if len(lone) > 1 else ""
+            raise ValueError(f"tensor {min(lone)}{more} of {here.path} is not in {there.path}: they cannot be merged")
+    for name, info in one.tensors.items():
+        if info.shape != other.tensors[name].shape:
+            raise ValueError(
+                f"tensor {name} has shape {info.shape} in {one.path} and {other.tensors[name].shape} in {other.path}"
+            )
+
+
+def _check_configs(one: Path, other: Path) -> None:
+    ours, theirs = (AutoConfig.from_pretrained(str(folder)).to_dict() for folder in (one, other))
+    for key in sorted((ours.keys() | theirs.keys()) - FREE_KEYS):
+        if ours.get(key) != theirs.get(key):
+            raise ValueError(
+                f"config key {key} is {ours.get(key)!r} in {one} and {theirs.get(key)!r} in {other}: weights trained "
+                "under one do not fit the other"
+            )
+
+
+def _check_vocabularies(one: Path, other: Path, special_tokens: tuple[str, ...]) -> None:
+    ours, theirs = (AutoTokenizer.from_pretrained(str(folder)) for folder in (one, other))
+    for tokenizer in (ours, theirs):
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as rl.policy.load_tokenizer reads it
+    our_ids, their_ids = ({i: token for token, i in t.get_vocab().items()} for t in (ours, theirs))
+    for index in sorted(our_ids.keys() | their_ids.keys()):
+        if our_ids.get(index) != their_ids.get(index):
+            raise ValueError(
+                f"token id {index} is {our_ids.get(index)!r} in {one} and {their_ids.get(index)!r} in {other}: their "
+                "embeddings stand for different words"
+            )
+    for key in special_tokens:
+        if getattr(ours, key) != getattr(theirs, key):
+            raise ValueError(f"{key} is {getattr(ours, key)} in {one} and {getattr(theirs, key)} in {other}")

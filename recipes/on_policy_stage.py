@@ -1,0 +1,84 @@
+"""The on-policy distillation stage: the RL loop with a teacher in the place of rewards and a group's baseline."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from recipes.on_policy_keys import OnPolicy
+from recipes.runner import StageContext
+from recipes.stage_inputs import problems_of, settings_of, task_of
+
+if TYPE_CHECKING:
+    from rl.objectives import Objective
+
+
+def on_policy(context: StageContext) -> None:
+    from distill.on_policy import PromptOf, TeacherRows, require_same_tokens
+    from recipes import policy_stage as build
+    from rl.collect import Collector, RolloutSettings
+    from rl.distributed import shard
+    from rl.grpo import DevSet, train
+    from rl.judging import shared
+    from rl.lora import WithoutAdapters
+    from rl.policy import PolicyModel, load_model, load_tokenizer, stop_token_ids
+    from rl.rewards import WeightedReward, accuracy_reward
+
+    stage: OnPolicy = context.stage
+    name, teacher_name, ranks = context.model(stage.model), context.model(stage.teacher), context.ranks
+    tokenizer, teacher_tokenizer = load_tokenizer(name), load_tokenizer(teacher_name)
+    policy = build.policy_of(stage, name)
+    if stage.lora is not None and teacher_name == name:  # the teacher is the model under the adapters
+        teacher, plain = WithoutAdapters(policy), policy.model
+    else:
+        teacher = PolicyModel(load_model(teacher_name))
+        plain = teacher.model
+    require_same_tokens(tokenizer, teacher_tokenizer, stop_token_ids(plain, teacher_tokenizer))
+    if isinstance(teacher, PolicyModel) and stage.shard and ranks.world > 1:
+        shard(teacher)
+    sampling = replace(settings_of(stage), stop_repetition=build.repetition_of(stage))
+    learner = build.learner_of(stage, policy, objective_of(stage), sampling.temperature, ranks)
+    task, suffix = shared(task_of(context.recipe), ranks), context.recipe.problems.prompt_suffix
+    logged = (WeightedReward("accuracy", accuracy_reward, 1.0),)  # nothing is trained on it
+    dev = problems_of(context, "dev", stage.eval_problems) if stage.eval_every else []
+    with ExitStack() as held:
+        collector = Collector(
+            build.rollout_sampler(context.recipe.sampling.choice, name, tokenizer, learner, held),
+            tokenizer,
+            build.source_of(stage, problems_of(context, "train"), context.seed),
+            task,
+            logged,
+            RolloutSettings(
+                stage.problems_per_step, stage.group_size, sampling, build.limits_of(stage, sampling.max_tokens)
+            ),
+            seed=context.seed,
+            suffix=suffix,
+        )
+        train(
+            learner,
+            collector,
+            DevSet(dev, task, sampling, suffix),
+            tokenizer,
+            build.schedule_of(stage),
+            context.folder,
+            seed=context.seed,
+            rows_of=TeacherRows(
+                partial(learner.logprobs, teacher),
+                PromptOf(teacher_tokenizer, suffix + stage.teacher_suffix, stage.teacher_system),
+                stage.coefficient,
+            ),
+            prefer=build.prefer_of(stage),
+            ranks=ranks,
+            report=build.step_report(context),
+        )
+
+
+def objective_of(stage: OnPolicy) -> Objective:
+    """The policy gradient of each token's advantage. The clip matters only where a step has several updates."""
+    from recipes.policy_stage import correction_of
+    from rl.objectives import Objective, TokenMean, token_log_ratio
+    from rl.rules import Clip
+
+    return Objective(token_log_ratio, Clip(0.2, 0.28), TokenMean(), correction=correction_of(stage))
