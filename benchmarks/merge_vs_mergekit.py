@@ -12,8 +12,8 @@ result reaches the disk, and it is synced and removed before the next one starts
 bf16 as ours does.
 
 Differences are counted in bf16 ulps of the result. Two kinds beyond 1 have a reason and are told apart: results that
-nearly cancel, whose own ulp is smaller than the rounding of the fp32 operands (in ulps of the larger parent they then
-stay below 1), and for TIES deltas that equal the trim threshold, of which mergekit drops as many as its sort happens to
+nearly cancel, whose own ulp is smaller than the rounding of the fp32 operands (in ulps of the larger parent they are then
+at most 1), and for TIES deltas that equal the trim threshold, of which mergekit drops as many as its sort happens to
 put last. Memory is RssAnon of our process, sampled; VmHWM counts the mapped files as well.
 """
 
