@@ -11,10 +11,10 @@ processes of their own, from start to exit, with the parents in the page cache; 
 result reaches the disk, and it is synced and removed before the next one starts. mergekit computes in fp32 and writes
 bf16 as ours does.
 
-Differences are counted in bf16 ulps of the result. Two kinds beyond 1 have a reason and are told apart: results that
-nearly cancel, whose own ulp is smaller than the rounding of the fp32 operands (in ulps of the larger parent they are then
-at most 1), and for TIES deltas that equal the trim threshold, of which mergekit drops as many as its sort happens to
-put last. Memory is RssAnon of our process, sampled; VmHWM counts the mapped files as well.
+Differences are counted in bf16 ulps of the result. Two kinds beyond 1 have a reason and are told apart. Results that
+nearly cancel have an ulp below the fp32 rounding of their operands, or of slerp's two coefficients: in ulps of the
+larger parent they differ by at most 1. And of deltas that equal the trim threshold of TIES, mergekit drops as many as
+its sort happens to put last. Memory is RssAnon of our process, sampled; VmHWM counts the mapped files as well.
 """
 
 from __future__ import annotations

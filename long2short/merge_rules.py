@@ -31,6 +31,7 @@ import torch
 
 PIECE = 1 << 18  # elements; 1 MiB in fp32, which stays in a core's cache. Part of what DARE draws.
 NEARLY_PARALLEL = 0.9995  # |cos| beyond which slerp is linear, as in mergekit
+TINY = torch.finfo(torch.float32).tiny
 T = TypeVar("T")
 
 Parts = tuple[torch.Tensor, ...]
@@ -126,19 +127,20 @@ def ties(density: float, scale: float = 1.0, normalize: bool = True) -> Rule:
 
     def prepare(name: str, weight: float, each: Each) -> Combine:
         thresholds = trim_thresholds(each, density) if density < 1 else (0.0, 0.0)
+        low_long, low_short = torch.nextafter(torch.tensor(thresholds), torch.zeros(2)).tolist()
 
         def combine(parts: Parts, index: int) -> torch.Tensor:
             long, short, base = _deltas(parts)
-            for delta, threshold, share in ((long, thresholds[0], weight), (short, thresholds[1], 1 - weight)):
-                delta.mul_(delta.abs() >= threshold).mul_(share)
+            # No masks of bools, they are slow. hardshrink keeps what is larger than the number below the threshold.
+            long = torch.nn.functional.hardshrink(long, low_long).mul_(weight)
+            short = torch.nn.functional.hardshrink(short, low_short).mul_(1 - weight)
             elected = torch.copysign(torch.ones(()), long + short)
             # Towards the elected sign: what disagrees is negative now and becomes 0.
             for delta in (long, short):
                 delta.mul_(elected).clamp_(min=0)
             total = long + short
-            if normalize:
-                divisor = (long > 0).float().mul_(weight).add_((short > 0).float(), alpha=1 - weight)
-                total.div_(divisor.masked_fill_(divisor == 0, 1))
+            if normalize:  # by the weights of those above 0; where there is none the total is 0
+                total.div_(long.sign_().mul_(weight).add_(short.sign_(), alpha=1 - weight).clamp_(min=TINY))
             return total.mul_(elected).mul_(scale).add_(base)
 
         return combine

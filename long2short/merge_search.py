@@ -4,9 +4,10 @@ Successive halving (Jamieson and Talwalkar, 2016): all candidates are scored on 
 on `factor` times as many, and so on, until no more than `keep` are left; those are scored on all problems. A candidate
 that went on was scored on the earlier problems already, with the same seeds, and only the new ones are drawn.
 
-Candidates are ordered by the rule that chooses the winner, `long2short.select.Briefest`: the fewest tokens among those
-whose accuracy is at least the parent's less a tolerance, then by accuracy. In a round before the last the tolerance is
-wider by one standard error of the parent's accuracy, so that a good one is not lost to a few problems.
+The winner is chosen by `long2short.select.Briefest`: the fewest tokens among those whose accuracy is at least the
+parent's less a tolerance; if there is none, the most accurate. Few problems do not say who that is. So those that go on
+from an earlier round are chosen in turns by two such rules, whose tolerances are a standard error of the parent's
+accuracy narrower and wider: a safe one, a brief one, the next safe one.
 
 A candidate is merged when it is to be scored and removed afterwards, so the disk holds one at a time. Scores are kept
 per problem in scores.jsonl: a search that was killed draws nothing twice. summary.json holds every round and, for all
@@ -21,6 +22,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +122,16 @@ def search_merges(
             done += 1
         found = {name: scores.mean(name, problems[:number]) for name in [PARENT, *alive]}
         base = found.pop(PARENT)
-        slack = 0.0 if number == len(problems) else _standard_error(base.accuracy, number)
-        best = _best(found, base, Briefest(tolerance + slack), staying)
+        error = _standard_error(base.accuracy, number)
+        rules = [Briefest(tolerance - error), Briefest(tolerance + error)]
+        if number == len(problems):
+            rules = [Briefest(tolerance)]
+        best = _best(found, base, rules, staying)
         alive = [choice.name for choice in best]
         history.append(
             {
                 "problems": number,
-                "tolerance": tolerance + slack,
+                "tolerances": [rule.tolerance for rule in rules],
                 "parent": base.metrics(),
                 "candidates": {name: score.metrics() for name, score in found.items()},
                 "kept": alive,
@@ -172,11 +177,11 @@ def _draw_made(make: Make, path: Path, draw: Draw, problems: Sequence[Problem]) 
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _best(found: Mapping[str, DevScore], parent: DevScore, rule: Rule, number: int) -> list[Choice]:
-    """The `number` best, best first: what the rule chooses, what it chooses of the others, and so on."""
+def _best(found: Mapping[str, DevScore], parent: DevScore, rules: Sequence[Rule], number: int) -> list[Choice]:
+    """The `number` best: what the first rule chooses, what the next one chooses of the others, and so on in turns."""
     left = dict(found)
     best: list[Choice] = []
-    while left and len(best) < number:
+    for rule in islice(cycle(rules), min(number, len(left))):
         best.append(rule(left, parent))
         del left[best[-1].name]
     return best
