@@ -119,6 +119,9 @@ def explain(document: Document, error: Any, root: type[BaseModel]) -> Fault:
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"])
         hint = likely(given, allowed) if isinstance(given, str) else ""
+        if len(allowed) > 12:  # the hint first: a long message is cut at its end
+            known = listed(allowed, len(allowed))
+            return document.fault(loc, f"cannot be {describe(given)}{hint or '.'} It must be one of {known}")
         return document.fault(loc, f"must be {' or '.join(allowed)}, not {describe(given)}{hint}")
     if kind == "string_pattern_mismatch":
         loc = loc[:-1] if loc[-1:] == ("[key]",) else loc
