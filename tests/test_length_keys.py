@@ -105,7 +105,7 @@ REFUSED = [
     ("objective: gfpo, keep: 2, gate: any-right", "", "length.gate: has no effect with objective: gfpo"),
     ("objective: gfpo, keep: 5", "", r"length.keep: must be from 2 to group_size \(4\), not 5"),
     ("objective: kimi", "", "length.weight: required key is missing"),
-    ("objective: kimmi, weight: 0.1", "", "cannot be the text .kimmi.; did you mean kimi\\? It must be one of kimi, lcpo"),
+    ("objective: kimmi, weight: 0.1", "", "cannot be the text .kimmi.; did you mean kimi\\? It must be one of kimi"),
     ("objective: thinkprune, weight: 1.0, limits: [[2, 9]]", "", "length.limits: the steps must start at 1"),
     ("objective: soft-overlong, weight: 0.1, buffer: 24", "", r"length.buffer: 24 is not below max_tokens \(24\)"),
     ("objective: dast, weight: 1.2", "", r"length.weight: must be below 1.25 x \(reward_accuracy - reward_"),
