@@ -1,7 +1,7 @@
 """Seconds of our merge and of mergekit's on one pair of models, in turns, and how far their results differ.
 
-    REASON_MERGEKIT=/path/to/venv/bin/python PYTHONPATH=. OMP_NUM_THREADS=2 \
-        python benchmarks/merge_vs_mergekit.py --folder /tmp/merge
+    REASON_MERGEKIT=VENV/bin/python PYTHONPATH=. OMP_NUM_THREADS=2 \
+        python benchmarks/merge_vs_mergekit.py --folder FOLDER
     ... --layers 2 --rounds 1            a small one first
     ... --rules linear,slerp --keep      leave the models there for another run
 

@@ -65,7 +65,7 @@ class SimPOTrainer(GuardedDPOTrainer):
     ) -> torch.Tensor:
         """The mean loss of a batch [all chosen, all rejected]; its figures go to the log."""
         if return_outputs:
-            raise NotImplementedError("SimPO's loss is not evaluated with outputs: there is no evaluation set")
+            raise ValueError("SimPO's trainer has no evaluation set, so its loss comes without outputs")
         completion = inputs["completion_mask"]
         outputs = model(
             input_ids=inputs["input_ids"],

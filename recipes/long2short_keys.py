@@ -84,21 +84,16 @@ class Pairs(StageKeys):
     """Count in the summary the pairs whose prompt with the longer side has at most so many tokens; drops none."""
 
 
-class Dpo(StageKeys):
-    """Direct preference optimisation on pairs."""
+class PairTraining(StageKeys):
+    """What every stage may be told that trains on pairs."""
 
     REFERENCES: ClassVar[dict[str, str]] = {"model": "model", "pairs": "pairs"}
     MAKES: ClassVar[str | None] = "model"
 
-    method: Literal["dpo"]
     model: Ref
-    """Model to start from, also the reference model: a stage, a folder (./ ../ /) or a hub id (org/name)."""
+    """Model to start from, for dpo also the reference model: a stage, a folder (./ ../ /) or a hub id (org/name)."""
     pairs: Ref
     """The `pairs` stage to read."""
-    loss: Literal["sigmoid", "sigmoid_norm"] = "sigmoid"
-    """DPO on summed log-probabilities, or on their means over the tokens of a side (length-normalised)."""
-    beta: Annotated[float, Field(gt=0, le=100)] = 0.1
-    """Strength of the pull towards the reference model; to be given with loss: sigmoid_norm."""
     learning_rate: Rate = 1e-6
     """Peak learning rate."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -111,39 +106,30 @@ class Dpo(StageKeys):
     """What to do with a longer row: refuse the run, or drop and count it."""
     save_every: Count = 100
     """Write a checkpoint every this many optimizer steps."""
+
+
+class Dpo(PairTraining):
+    """Direct preference optimisation on pairs."""
+
+    method: Literal["dpo"]
+    loss: Literal["sigmoid", "sigmoid_norm"] = "sigmoid"
+    """DPO on summed log-probabilities, or on their means over the tokens of a side (length-normalised)."""
+    beta: Annotated[float, Field(gt=0, le=100)] = 0.1
+    """Strength of the pull towards the reference model; to be given with loss: sigmoid_norm."""
 
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
         if self.loss == "sigmoid_norm" and "beta" not in self.model_fields_set:
             yield "beta", "required with loss: sigmoid_norm, whose margins are per token and small; 5 is usual (Tülu 3)"
 
 
-class Simpo(StageKeys):
+class Simpo(PairTraining):
     """SimPO on pairs: length-normalised, without a reference model."""
 
-    REFERENCES: ClassVar[dict[str, str]] = {"model": "model", "pairs": "pairs"}
-    MAKES: ClassVar[str | None] = "model"
-
     method: Literal["simpo"]
-    model: Ref
-    """Model to start from: a stage, a folder (./ ../ /) or a hub id (org/name)."""
-    pairs: Ref
-    """The `pairs` stage to read."""
     beta: Annotated[float, Field(gt=0, le=100)] = 2.0
     """Scale of a side's mean log-probability."""
     gamma: Annotated[float, Field(ge=0, le=100)] = 1.0
     """How far the chosen side must be ahead, on the scale of beta."""
-    learning_rate: Rate = 1e-6
-    """Peak learning rate."""
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Passes over the pairs."""
-    batch_size: Count = 32
-    """Pairs per optimizer step."""
-    max_length: Count
-    """Longest prompt plus completion in tokens; never cut silently."""
-    overflow: Overflow = "refuse"
-    """What to do with a longer row: refuse the run, or drop and count it."""
-    save_every: Count = 100
-    """Write a checkpoint every this many optimizer steps."""
 
 
 class Select(SamplingKeys):

@@ -284,7 +284,7 @@ BAD = [
     ("learning_rate: 1e-5", "reward_format: 1.1", 11, "not below reward_accuracy"),
     ("length: {weight: 0.3}", "length: {weight: 1.8}", 22, "stages.squeezed.length.weight: must be below 2 x"),
     ("length: {weight: 0.3}", "length: {weight: 0.3, warmup_steps: 4}", 22, "would never start"),
-    ("length: {weight: 0.3}", "length: {weight: 0.3, objective: kimmi}", 22, "must be kimi"),
+    ("length: {weight: 0.3}", "length: {weight: 0.3, objective: kimmi}", 22, "must be one of kimi"),
     ("length: {weight: 0.3}", "length: 0.3", 22, "must be a mapping of keys, not 0.3"),
     (", length: {weight: 0.3}", "", 22, "stages.squeezed.length: required key"),
     ("weight: 0.5}", "weight: 1.5}", 20, "must be at most 1"),

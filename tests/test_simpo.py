@@ -105,7 +105,7 @@ def test_padding_changes_no_loss(tmp_path):
         return trainer.compute_loss(policy, trainer.data_collator([trainer.train_dataset[i] for i in places])).item()
 
     assert loss(0, 1) == pytest.approx((loss(0) + loss(1)) / 2, rel=1e-5)
-    with pytest.raises(NotImplementedError, match="no evaluation set"):
+    with pytest.raises(ValueError, match="no evaluation set"):
         trainer.compute_loss(policy, {}, return_outputs=True)
 
 
