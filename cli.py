@@ -575,7 +575,14 @@ def main() -> None:
     # long, so one other busy process makes a run ten times slower; a short spin costs nothing on an idle machine.
     # Read by OpenMP when torch is loaded, so it is set before that.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    app()
+    try:
+        app()
+    except SystemExit as leaving:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        from rl.ranks import end_process
+
+        end_process(leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -112,7 +113,8 @@ class Ranks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Leave the group. After an error nothing is left: taking leave of a rank that hangs would hang too."""
+        """Leave the group. After an error it is not left, since taking leave of a rank that hangs would hang too: end
+        such a process by `end_process`."""
         if self.group is None or error is not None:
             return
         import torch.distributed as dist
@@ -137,6 +139,20 @@ class Ranks:
 
 
 ALONE = Ranks(0, 1)
+
+
+def end_process(code: int) -> NoReturn:
+    """Exit with `code`; at once where a process group was abandoned after an error.
+
+    The threads of such a group still run when the interpreter takes its objects down, and now and then that ends in
+    C++'s `terminate` (SIGABRT, in place of the exit code). Everything worth keeping has been written by then.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def start() -> Ranks:

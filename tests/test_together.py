@@ -12,7 +12,7 @@ import pytest
 
 from recipes.runner import AnotherRankFailed, StageContext, StageFailed, StageResult, Status, run_recipe
 from recipes.schema import load_recipe
-from rl.ranks import start
+from rl.ranks import end_process, start
 from rl.runs import write_json
 
 RECIPE = """
@@ -80,7 +80,7 @@ def program(folder: Path, root: Path, failing: str) -> int:
         found = {"ran": ran, "log": log.lines, "message": message}
         (folder / f"rank {os.environ['RANK']}.json").write_text(json.dumps(found))
         if code:
-            sys.exit(code)
+            end_process(code)
     return code
 
 
