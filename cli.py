@@ -1,6 +1,6 @@
 """The `reason` command: parse, check, call one function. Imports no torch before a command needs it.
 
-Exit codes: 0 done, 2 usage or recipe, 3 the doctor found a defect, 4 the run failed, 130 interrupted.
+Exit codes: 0 done, 2 usage or recipe, 3 the doctor or preflight found a defect, 4 the run failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ from recipes.options import (
     TopPOption,
     VllmOption,
 )
+from recipes.plan_commands import plan_command
 from recipes.pool_commands import pool_app
+from recipes.preflight_commands import preflight_command
 from recipes.preview_commands import preview_command
+from recipes.trace_commands import import_command, traces_app
 
 if TYPE_CHECKING:
     from recipes.direct import Draw, ProblemSet
@@ -103,6 +106,8 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="List, show and check recipes; print their JSON schema.")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(pool_app, name="pool")
+app.add_typer(traces_app, name="traces")
+pool_app.command("import")(import_command)
 RUNS = Path("runs")
 
 
@@ -483,6 +488,8 @@ def curate(
 app.command("budget")(budget_command)
 app.command("compare")(compare_command)
 app.command("export")(export_command)
+app.command("plan")(plan_command)
+app.command("preflight")(preflight_command)
 app.command("preview")(preview_command)
 
 

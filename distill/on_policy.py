@@ -16,7 +16,8 @@ same model and the teacher is asked to be brief (`PromptOf`): the student learns
 
 Deviation: Thinking Machines score one sample a problem in batches of 512 to 1,024 problems; group size is the caller's.
 
-Both models see the same token ids, so their tokenizers must agree (`require_same_tokens`).
+Both models see the same token ids, so their tokenizers must agree (`require_same_tokens`). The teacher is a model
+beside the student, the student's own weights under its adapters, or behind vLLM servers (distill/teacher_server.py).
 
 Run it: a recipe with a `method: on_policy` stage.
 """
@@ -175,3 +176,19 @@ def require_same_tokens(
             f"teacher: the {opens}'s template has opened {THINK_OPEN} before a completion begins, the {leaves}'s has "
             "not: the same tokens would mean something else; take a teacher with the student's template"
         )
+
+
+def configured_stop_ids(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that end a model's completions, from its folder or hub id: no weights are loaded.
+
+    Example: a generation config with eos_token_id [2, 7] and a tokenizer whose EOS is 7 give (2, 7).
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    from rl.policy import all_stop_ids
+
+    try:
+        found = GenerationConfig.from_pretrained(name)
+    except OSError:  # it has none: transformers makes one of the model's config
+        found = GenerationConfig.from_model_config(AutoConfig.from_pretrained(name))
+    return all_stop_ids(found.eos_token_id, tokenizer)

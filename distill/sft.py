@@ -2,9 +2,10 @@
 
 Implements the distillation of DeepSeek-R1 (arXiv 2501.12948, section 2.4): token cross-entropy on the completion,
 prompt masked, EOS trained, cosine to a tenth of the learning rate. The loss is the mean over the trained tokens of the
-whole batch. Deviations: none in the method; `distill.training` and `distill.guards` list what of TRL's defaults is
-replaced. R1's own settings are 2-3 epochs, batches of 64, learning rates from 1e-4 (1.5B) to 2e-5 (70B), 32,768
-tokens.
+whole batch, however it is cut into micro-batches, packed, or divided over processes. Deviations: none in the method;
+`distill.training` and `distill.guards` list what of TRL's defaults is replaced, `distill.sft_batches` why TRL neither
+packs nor accumulates here. R1's own settings are 2-3 epochs, batches of 64, learning rates from 1e-4 (1.5B) to 2e-5
+(70B), 32,768 tokens.
 
 Line: `reason distill RECIPE`, the stage with `method: sft`.
 """
@@ -12,14 +13,34 @@ Line: `reason distill RECIPE`, the stage with `method: sft`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from datasets import Dataset
+from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from distill.guards import Overflow, TokenRow, tokenize_row, within_length
+from distill.sft_batches import (
+    Cut,
+    InputsOf,
+    MicroBatch,
+    PackedCut,
+    PaddedCut,
+    RowCut,
+    SftSteps,
+    packed_inputs,
+    sequence_of,
+    sequences_of,
+    whole_share,
+    without_labels,
+)
+from distill.sft_loss import use_chunked_loss
 from distill.traces import Trace
 from distill.training import (
     Report,
@@ -36,12 +57,100 @@ from distill.training import (
     trainer_arguments,
     write_result,
 )
+from rl.export import plain_model
 from rl.faults import fault
-from rl.policy import load_tokenizer
+from rl.lora import add_lora
+from rl.policy import PolicyModel, load_tokenizer
+from rl.ranks import ALONE, Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Adapters of `rank`, scaled by alpha / rank, on the modules whose names end in one of `targets` (rl/lora.py)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """How the forward and backward passes of a step are run. But for `bf16` it changes memory, speed and rounding, so a
+    checkpoint made with other values is gone on with."""
+
+    micro_batch_tokens: int | None = None  # tokens at a time; None: max_length if packed, else a process's whole share
+    packing: bool = False  # rows end to end, none seeing another, in place of padding
+    chunked_loss: bool = False  # distill/sft_loss.py in place of TRL's fused output layer
+    gradient_checkpointing: bool | None = None  # None: on a GPU only
+    shard: bool = False  # FSDP2 over the processes
+    bf16: bool | None = None  # autocast; None: on a GPU only
+
+    def cut(self, max_length: int) -> Cut:
+        """The function that cuts a step into micro-batches; ValueError for a budget that no longest row fits."""
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens < max_length:
+            raise ValueError(
+                f"micro_batch_tokens = {self.micro_batch_tokens} is less than max_length = {max_length}: a row of that "
+                "length would not fit; raise micro_batch_tokens or lower max_length"
+            )
+        if self.packing:
+            return PackedCut(self.micro_batch_tokens or max_length)
+        return whole_share if self.micro_batch_tokens is None else PaddedCut(self.micro_batch_tokens)
 
 
 class GuardedSFTTrainer(TrainerGuards, SFTTrainer):
-    """TRL's trainer on rows that are already token ids and labels."""
+    """TRL's trainer on rows that are already token ids and labels.
+
+    A batch of its loader is a whole optimizer step: the micro-batches of this process. So the number of micro-batches
+    may differ from step to step, and the loss's denominator is known before the first forward pass.
+    """
+
+    def __init__(self, *args: Any, steps: SftSteps, inputs_of: InputsOf | None, chunked_loss: bool, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.steps = steps
+        self.inputs_of: InputsOf = self._padded_inputs if inputs_of is None else inputs_of
+        self.chunked_loss = chunked_loss
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader[list[MicroBatch]]:
+        """Not by accelerate, which would divide the steps over the processes."""
+        return torch.utils.data.DataLoader(self.steps, batch_size=1, collate_fn=itemgetter(0))
+
+    def inputs(self, batch: MicroBatch) -> dict[str, Any]:
+        """What the model is given of a micro-batch."""
+        inputs = self.inputs_of(batch.rows, self.args.device)
+        return inputs if batch.trained else without_labels(inputs)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """The gradient of a whole optimizer step; returns this process's part of its loss, times the processes."""
+        batches: list[MicroBatch] = inputs
+        counts = [batch.num_trained for batch in batches]
+        total = torch.tensor(sum(counts), device=self.args.device)
+        self.current_gradient_accumulation_steps = len(batches)
+        losses = []
+        for place, batch in enumerate(batches, start=1):
+            # Waiting for the last one would keep whole gradients of a sharded model on every process.
+            waits = place < len(batches) and not self.is_fsdp_enabled
+            with self.accelerator.no_sync(model) if waits else nullcontext():
+                losses.append(super().training_step(model, self.inputs(batch), total))
+        self._weigh_metrics(counts)
+        return torch.stack(losses).sum()
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: transformers would look for the tokens of a single batch."""
+        return 0
+
+    def _padded_inputs(self, rows: Sequence[TokenRow], device: torch.device) -> dict[str, Any]:
+        return self.data_collator([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+
+    def _weigh_metrics(self, counts: Sequence[int]) -> None:
+        """TRL averages over micro-batches; we over tokens, so that no figure depends on the cut."""
+        metrics = self._metrics["train"]
+        if self.chunked_loss:
+            metrics.pop("mean_token_accuracy", None)
+        for name in ("entropy", "mean_token_accuracy"):
+            if name in metrics and len(counts) > 1:
+                values = metrics[name][-len(counts) :]
+                mean = sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
+                metrics[name][-len(counts) :] = [mean]
 
 
 def train(
@@ -60,16 +169,22 @@ def train(
     min_lr_ratio: float = 0.1,
     weight_decay: float = 0.0,
     save_every: int = 100,
+    forward: Forward | None = None,
+    lora: LoraSettings | None = None,
+    ranks: Ranks = ALONE,
     report: Report = lambda step, total, metrics: None,
 ) -> dict[str, Any]:
     """Fine-tune `model` on `traces`; writes `folder/model`, `metrics.jsonl` and `summary.json`, returns the summary.
 
-    `max_length` counts prompt, completion and EOS in the student's tokens. `save_every` is in steps, 0 for none. Killed
-    and called again with the same arguments, it goes on from the last checkpoint and ends with the same bytes on CPU.
+    `max_length` counts prompt, completion and EOS in the student's tokens; `batch_size` rows are an optimizer step over
+    all processes. `save_every` is in steps, 0 for none. With `lora` only adapters train, and `folder/model` has them
+    merged in. Killed and called again with the same arguments, it goes on from the last checkpoint, on any number of
+    processes; on CPU and the same number it ends with the same bytes. Every one of `ranks` calls it; the first writes.
 
     Errors: ValueError for a row that the guards refuse; FloatingPointError for a loss that is not finite.
     Steps: 10 traces, 3 epochs, batches of 4 are ceil(30 / 4) = 8 steps.
     """
+    forward = forward or Forward()
     settings = {
         "epochs": epochs,
         "learning_rate": learning_rate,
@@ -81,27 +196,30 @@ def train(
         "save_every": save_every,
     }
     check_settings(**settings)
+    cut = forward.cut(max_length)
     tokenizer = load_tokenizer(model)
     rows, num_dropped = within_length(tokenize_traces(tokenizer, traces, suffix), max_length, overflow)
     order = row_order(len(rows), epochs, seed)
     tokens = tokens_after_steps([len(row.completion_ids) for row in rows], order, batch_size)
-    call = fingerprint([asdict(row) for row in rows], settings, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    clear_scratch(folder)
+    call = fingerprint([asdict(row) for row in rows], settings, lora, forward.bf16, seed)
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_scratch(folder)
     del settings["epochs"], settings["max_length"]
-    student = load_for_training(model, max_length)
-    trainer = make_trainer(
-        student,
-        tokenizer,
-        rows,
-        order,
-        SFTConfig(
-            **trainer_arguments(folder, steps=len(tokens), seed=seed, **settings),
-            dataset_kwargs={"skip_prepare_dataset": True},
+    arguments = SFTConfig(
+        **trainer_arguments(
+            folder, steps=len(tokens), seed=seed, **settings, bf16=forward.bf16,
+            gradient_checkpointing=forward.gradient_checkpointing, shard=forward.shard, ranks=ranks,
         ),
-    )
-    trainer.add_callback(StageCallback(folder, tokens, call, lambda: fault("sft.checkpoint"), report))
-    run_trainer(trainer, folder, call)
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )  # fmt: skip
+    ranks.wait()
+    student = load_student(model, max_length, lora, seed)
+    trainer = make_trainer(student, tokenizer, rows, order, arguments, forward, cut, ranks)
+    trainer.add_callback(StageCallback(folder, tokens, call, lambda: fault("sft.checkpoint"), report, ranks))
+    run_trainer(trainer, folder, call, ranks)
+    if trainer.is_fsdp_enabled:
+        student = _gathered(trainer, partial(load_student, model, max_length, lora, seed), ranks)
     summary = {
         "rows": len(rows),
         "dropped": {"longer than max_length": num_dropped},
@@ -111,8 +229,17 @@ def train(
         "longest_row": max(map(len, rows)),
         **last_losses(folder),
     }
-    write_result(student, tokenizer, model, folder, summary, lambda: fault("sft.model"), "sft.model")
+    if ranks.first:
+        plain = student if lora is None else plain_model(student)
+        write_result(plain, tokenizer, model, folder, summary, lambda: fault("sft.model"), "sft.model")
+    ranks.wait()
     return summary
+
+
+def load_student(model: str | Path, max_length: int, lora: LoraSettings | None, seed: int) -> PreTrainedModel:
+    """The model to train, with adapters where asked: the same on every process and in a resumed run."""
+    student = load_for_training(model, max_length)
+    return student if lora is None else add_lora(student, lora.rank, lora.alpha, lora.targets, seed)
 
 
 def tokenize_traces(tokenizer: Any, traces: Sequence[Trace], suffix: str = "") -> list[TokenRow]:
@@ -124,22 +251,70 @@ def tokenize_traces(tokenizer: Any, traces: Sequence[Trace], suffix: str = "") -
 
 
 def make_trainer(
-    model: Any, tokenizer: Any, rows: Sequence[TokenRow], order: Sequence[int], arguments: SFTConfig
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[TokenRow],
+    order: Sequence[int],
+    arguments: SFTConfig,
+    forward: Forward | None = None,
+    cut: Cut = whole_share,
+    ranks: Ranks = ALONE,
 ) -> GuardedSFTTrainer:
-    """The trainer over `rows` in the given order. Its first batch must be our tokens, or TRL has changed under us."""
-    columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
+    """The trainer over `rows` in the given order. Its first step must be our tokens, or TRL has changed under us.
+
+    An optimizer step is `per_device_train_batch_size` rows over all of `ranks`, cut by `cut`. Arguments that accumulate
+    over n batches make it n times as many rows, in micro-batches of `per_device_train_batch_size`.
+
+    Errors: ValueError for a model that packed rows or the chunked loss would not compute as the model itself does.
+    """
+    forward = forward or Forward()
+    batch_size = arguments.per_device_train_batch_size
+    if arguments.gradient_accumulation_steps > 1:
+        batch_size, cut = batch_size * arguments.gradient_accumulation_steps, RowCut(batch_size)
+        arguments.gradient_accumulation_steps = 1  # of what the loader gives: whole steps
+    steps = SftSteps(rows, order, batch_size, cut, ranks.rank, ranks.world)
+    first = rows[0]
     trainer = GuardedSFTTrainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_dict(columns).select(order, keep_in_memory=True),
+        # TRL looks at a row before it starts; what is trained comes from `steps`.
+        train_dataset=Dataset.from_dict({"input_ids": [first.input_ids], "labels": [first.labels]}),
         processing_class=tokenizer,
+        steps=steps,
+        inputs_of=packed_inputs if forward.packing else None,
+        chunked_loss=forward.chunked_loss,
     )
-    indices = order[: arguments.per_device_train_batch_size]
-    prepared: Any = trainer.train_dataset
-    batch = trainer.data_collator([prepared[place] for place in range(len(indices))])
-    for place, index in enumerate(indices):
-        real = batch["attention_mask"][place].bool()
-        seen = (batch["input_ids"][place][real].tolist(), batch["labels"][place][real].tolist())
-        if seen != (rows[index].input_ids, rows[index].labels):
-            raise RuntimeError(f"{rows[index].name}: TRL would train on other tokens than the guards passed")
+    if forward.packing or forward.chunked_loss:
+        if trainer.aux_loss_enabled:
+            raise ValueError(
+                f"{type(model).__name__} has a load-balancing loss, which packing and chunked_loss do not compute: set "
+                "both to false"
+            )
+        # Compares packed with plain log-probs, and sets attention that reads the layout of a packed line.
+        policy = PolicyModel(model)
+        if forward.chunked_loss:
+            unwrap = getattr(model, "get_base_model", None)  # PEFT
+            use_chunked_loss(model if unwrap is None else unwrap(), policy.transform)
+    for batch in steps[0]:
+        _check_tokens(batch, trainer.inputs(batch))
     return trainer
+
+
+def _check_tokens(batch: MicroBatch, inputs: dict[str, Any]) -> None:
+    seen = sequences_of(inputs)
+    for row in batch.rows:
+        wanted = sequence_of(row) if batch.trained else (row.input_ids[:-1], [-100] * (len(row) - 1))
+        if wanted not in seen:
+            raise RuntimeError(f"{row.name}: TRL would train on other tokens than the guards passed")
+        seen.remove(wanted)
+    if seen:
+        raise RuntimeError(f"{batch.rows[0].name}: its micro-batch has {len(seen)} sequences that no row has")
+
+
+def _gathered(trainer: GuardedSFTTrainer, load: Any, ranks: Ranks) -> PreTrainedModel:
+    """The model with the weights of a sharded one: of use on the first process only."""
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # every process takes part
+    student = load()
+    if ranks.first:
+        student.load_state_dict(weights)
+    return student

@@ -1,9 +1,9 @@
 """Rejection sampling into traces: what of a teacher's samples a student learns from.
 
 Implements the data selection of DeepSeek-R1 (arXiv 2501.12948, section 2.3.3 and the distillation of 2.4): sample
-several completions a prompt, keep the correct ones, drop what is cut off or malformed. Deviations: no language-mixing
-or long-paragraph filters, because the verifier's tasks are not prose; a cap a problem, so that easy problems do not
-crowd out hard ones.
+several completions a prompt, keep the correct ones, drop what is cut off or malformed, and what a filter finds
+(distill/filters.py). Deviations: a cap a problem, so that easy problems do not crowd out hard ones; how its traces are
+chosen is a function (distill/selection.py); caps a level and a source.
 
 Everything that is not kept is counted under one reason, and kept plus dropped is the pool. Traces are text, not token
 ids, since the student's tokenizer may differ.
@@ -14,20 +14,26 @@ Line: `reason distill RECIPE`, the stage with `method: traces`.
 from __future__ import annotations
 
 import random
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from distill.filters import TextFilter, first_reason
+from distill.selection import Chooser, at_random
 from rl.jsonl import dump_lines, read_rows
 from rl.prompts import THINK_CLOSE, THINK_OPEN
+from rl.rewards import says_something
 from rl.runs import write_file
 from rl.samplers.base import sample_seed
+from rl.sources import is_hub_source
 from rl.types import FinishReason, Outcome, Rollout, RolloutGroup
 
 TRACE_FIELDS = {"problem_id": str, "question": str, "text": str, "num_tokens": int, "teacher": str}
+ORIGIN_FIELDS = {"source": str, "level": int}  # left out of a file where there is nothing to say
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,14 @@ class Trace:
     text: str  # the completion without EOS; the template's `<think>` is in the prompt, not here
     num_tokens: int  # in the teacher's tokens, EOS included
     teacher: str  # which model wrote it
+    source: str = ""  # the data set of the problem, see `source_name`
+    level: int | None = None  # its difficulty, if it has one
+
+    @property
+    def thinks(self) -> bool:
+        """Whether a thought precedes the answer: not so in rows that teach something else than reasoning."""
+        head, closed, _ = self.text.partition(THINK_CLOSE)
+        return bool(closed) and says_something(head.replace(THINK_OPEN, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +90,8 @@ def flaw(rollout: Rollout, min_tokens: int = 0, prefilled: bool = True, forbidde
 
     `prefilled`: the template's generation prompt ends in `<think>`, so the text holds exactly one `</think>` and no
     `<think>`; otherwise it opens with its own. `forbidden`: strings of special tokens, which would not be text to the
-    student. Example: text `"4=4</think>"` has the flaw "empty answer".
+    student. A thought without a letter or a digit is empty, as it is to `rl.rewards.FormatReward`: it would teach not
+    to think. Example: text `"4=4</think>"` has the flaw "empty answer", `"</think>4"` "empty thought".
     """
     finish = rollout.completion.finish_reason
     if finish is not FinishReason.STOP:
@@ -96,6 +111,8 @@ def flaw(rollout: Rollout, min_tokens: int = 0, prefilled: bool = True, forbidde
         return "malformed think"
     if not answer.strip():
         return "empty answer"
+    if not says_something(head.replace(THINK_OPEN, "")):
+        return "empty thought"
     if has_special(text, forbidden):
         return "special token in the text"
     if rollout.num_tokens < min_tokens:
@@ -109,9 +126,15 @@ def has_special(text: str, forbidden: Collection[str]) -> bool:
 
 
 def keep_correct(
-    group: RolloutGroup, min_tokens: int = 0, prefilled: bool = True, forbidden: Collection[str] = ()
+    group: RolloutGroup,
+    min_tokens: int = 0,
+    prefilled: bool = True,
+    forbidden: Collection[str] = (),
+    filters: Sequence[TextFilter] = (),
 ) -> tuple[list[int], Counter[str]]:
     """The sample indices of a group worth learning from, and how many fell to each reason.
+
+    `filters` are asked about what has no flaw, in order; the first reason counts.
 
     Completions: right, right and equal to the first, wrong, right but truncated -> `[0]` and
     `{"duplicate": 1, "wrong": 1, "truncated": 1}`. ValueError for a group with aborted samples.
@@ -122,6 +145,8 @@ def keep_correct(
     texts: set[str] = set()
     for index, rollout in enumerate(group.rollouts):
         reason = flaw(rollout, min_tokens, prefilled, forbidden)
+        if reason is None:
+            reason = first_reason(filters, group.problem.text, rollout.completion.text)
         if reason is None and rollout.completion.text in texts:
             reason = "duplicate"
         if reason is None:
@@ -137,35 +162,85 @@ def select_traces(
     *,
     teacher: str,
     seed: int,
-    per_problem: int = 4,
+    per_problem: int | None = 4,
+    choose: Chooser = at_random,
+    filters: Sequence[TextFilter] = (),
+    per_level: int | None = None,
+    per_source: int | None = None,
     min_tokens: int = 0,
     prefilled: bool = True,
     forbidden: Collection[str] = (),
 ) -> TraceSelection:
-    """At most `per_problem` correct traces a problem, drawn at random by (`seed`, problem id); the rest is counted.
+    """At most `per_problem` correct traces a problem (None: all of them), as `choose` chooses; the rest is counted.
 
-    The draw does not depend on the other problems. With 6 correct, distinct completions of 8 and a cap of 4:
-    4 traces, `{"wrong": 2, "over the cap": 2}`.
+    After that at most `per_level` traces of problems of one level and `per_source` of one source stay, drawn at random
+    by `seed`. With 6 correct, distinct completions of 8 and a cap of 4: 4 traces, `{"wrong": 2, "over the cap": 2}`.
+
+    Errors: ValueError for a cap below 1, for a cap a level where a problem has none, and for aborted samples.
     """
-    if per_problem < 1:
-        raise ValueError(f"per_problem must be at least 1, got {per_problem}")
-    traces: list[Trace] = []
+    caps = {"per_problem": per_problem, "per_level": per_level, "per_source": per_source}
+    for name, cap in caps.items():
+        if cap is not None and cap < 1:
+            raise ValueError(f"{name} must be at least 1, got {cap}")
     dropped: Counter[str] = Counter()
+    worthy: list[RolloutGroup] = []  # each with nothing but what is worth learning from
     for group in groups:
-        kept, reasons = keep_correct(group, min_tokens, prefilled, forbidden)
+        kept, reasons = keep_correct(group, min_tokens, prefilled, forbidden, filters)
         dropped += reasons
-        if len(kept) > per_problem:
-            dropped["over the cap"] += len(kept) - per_problem
-            rng = random.Random(sample_seed(seed, "traces", group.problem.id))
-            kept = sorted(rng.sample(kept, per_problem))
-        traces += [make_trace(group, index, teacher) for index in kept]
+        worthy.append(replace(group, rollouts=tuple(group.rollouts[index] for index in kept)))
+    if per_problem is not None:
+        crowded = [place for place, group in enumerate(worthy) if len(group.rollouts) > per_problem]
+        chosen = choose([worthy[place] for place in crowded], per_problem, seed) if crowded else []
+        for place, samples in zip(crowded, chosen, strict=True):
+            group = worthy[place]
+            dropped["over the cap"] += len(group.rollouts) - len(samples)
+            worthy[place] = replace(group, rollouts=tuple(group.rollouts[index] for index in samples))
+    traces = [make_trace(group, index, teacher) for group in worthy for index in range(len(group.rollouts))]
+    for what, cap, kind_of in (("level", per_level, _level_of), ("source", per_source, _source_of)):
+        if cap is not None:
+            fitting = _capped(traces, kind_of, cap, seed, what)
+            dropped[f"over the cap of its {what}"] += len(traces) - len(fitting)
+            traces = fitting
     return TraceSelection(tuple(traces), counts(dropped))
+
+
+def _capped(traces: Sequence[Trace], kind_of: Callable[[Trace], object], cap: int, seed: int, what: str) -> list[Trace]:
+    """At most `cap` traces of a kind, drawn by (`seed`, `what`, kind); the order stays."""
+    kinds: defaultdict[object, list[int]] = defaultdict(list)
+    for place, trace in enumerate(traces):
+        kinds[kind_of(trace)].append(place)
+    kept: set[int] = set()
+    for kind, places in kinds.items():
+        rng = random.Random(sample_seed(seed, what, kind))
+        kept.update(places if len(places) <= cap else rng.sample(places, cap))
+    return [trace for place, trace in enumerate(traces) if place in kept]
+
+
+def _level_of(trace: Trace) -> int:
+    if trace.level is None:
+        raise ValueError(f"per_level needs problems with levels, and problem {trace.problem_id} has none: remove it")
+    return trace.level
+
+
+def _source_of(trace: Trace) -> str:
+    return trace.source
+
+
+def source_name(source: str) -> str:
+    """The data set in a problem's `source`, without its line and without folders, which are this machine's affair.
+
+    `source_name("/data/gsm8k.jsonl:17") == "gsm8k.jsonl"`, `source_name("openai/gsm8k/main:train:17") ==
+    "openai/gsm8k/main:train"`, `source_name("tiny") == "tiny"`
+    """
+    name = re.sub(r":[0-9]+$", "", source)
+    return name if is_hub_source(name) else Path(name).name
 
 
 def make_trace(group: RolloutGroup, sample: int, teacher: str) -> Trace:
     """Sample number `sample` of a group as a trace."""
-    completion = group.rollouts[sample].completion
-    return Trace(group.problem.id, group.problem.text, completion.text, completion.num_tokens, teacher)
+    completion, problem = group.rollouts[sample].completion, group.problem
+    source = source_name(problem.source)
+    return Trace(problem.id, problem.text, completion.text, completion.num_tokens, teacher, source, problem.level)
 
 
 def counts(counter: Counter[str]) -> Mapping[str, int]:
@@ -176,18 +251,28 @@ def counts(counter: Counter[str]) -> Mapping[str, int]:
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
     """One trace a line, whole or not at all."""
-    write_file(path, dump_lines(asdict(trace) for trace in traces), "traces.write")
+    rows = (asdict(trace) for trace in traces)
+    said = (
+        {name: value for name, value in row.items() if value not in ("", None) or name in TRACE_FIELDS} for row in rows
+    )
+    write_file(path, dump_lines(said), "traces.write")
 
 
 def read_traces(path: Path) -> list[Trace]:
     """What `write_traces` wrote; ValueError with file and line for anything else, and for a file without a trace."""
-    return read_all(path, TRACE_FIELDS, lambda row: Trace(**row), "traces")
+    return read_all(path, TRACE_FIELDS, lambda row: Trace(**row), "traces", ORIGIN_FIELDS)
 
 
-def read_all(path: Path, fields: Mapping[str, type], make: Callable[[dict[str, Any]], Any], what: str) -> list[Any]:
+def read_all(
+    path: Path,
+    fields: Mapping[str, type],
+    make: Callable[[dict[str, Any]], Any],
+    what: str,
+    optional: Mapping[str, type] = MappingProxyType({}),
+) -> list[Any]:
     """All rows of a strict JSON lines file as values of `make`, at least one."""
     values = []
-    for place, row in read_rows(path, fields):
+    for place, row in read_rows(path, fields, optional):
         try:
             values.append(make(row))
         except ValueError as error:

@@ -4,12 +4,17 @@ Where TRL 1.16 and transformers 5.19 would decide silently, this module decides:
 
 * rows come in our order (a seeded permutation an epoch, laid end to end), read in sequence: batches cross the border of
   an epoch instead of leaving a small last one in each, and a resumed run sees the same batches;
-* no packing, no truncation; bf16 and gradient checkpointing on a GPU only (TRL switches both on everywhere);
+* no truncation, and no packing by TRL; bf16 and gradient checkpointing, unless asked for, on a GPU only (TRL switches
+  both on everywhere);
 * a loss or gradient that is not finite stops the run before the optimizer's step (transformers puts the average of
   earlier losses into the log in its place, and steps);
 * checkpoints get a manifest and a rename, and only an intact one is resumed (transformers takes the highest number);
   pickled arguments are left out of them;
-* no telemetry, no model cards, no dictionaries printed to the terminal.
+* no telemetry, no model cards, no dictionaries printed to the terminal;
+* of several processes (rl/ranks.py) the first writes. A stage that one process runs alone is refused under a launcher:
+  accelerate would read the launcher's variables and wait for the others. A checkpoint says nothing of how many there
+  were. Sharding is accelerate's FSDP2 plugin, and refused on a CPU, where accelerate replicates without a word. On more
+  than one GPU nothing here has run yet.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback
 
 from rl.policy import save_model
+from rl.ranks import ALONE, Ranks
 from rl.runs import append_line, latest_checkpoint, read_lines, rewind_lines, save_checkpoint, write_json
 from rl.samplers.base import sample_seed
 
@@ -83,10 +89,22 @@ def trainer_arguments(
     weight_decay: float,
     save_every: int,
     seed: int,
+    bf16: bool | None = None,
+    gradient_checkpointing: bool | None = None,
+    shard: bool = False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """The arguments that SFTConfig and DPOConfig share. The learning rate rises to its value over `warmup_ratio` of the
-    steps, then falls along a cosine to `min_lr_ratio` of it, which the last step has."""
+    steps, then falls along a cosine to `min_lr_ratio` of it, which the last step has.
+
+    `bf16` and `gradient_checkpointing`: None is on a GPU only. `shard` has no effect on a single process.
+
+    Errors: ValueError for a stage of one process under a launcher of several, and for `shard` without a GPU.
+    """
     on_gpu = torch.cuda.is_available()
+    _check_processes(ranks, shard, on_gpu)
+    checkpointing = on_gpu if gradient_checkpointing is None else gradient_checkpointing
+    sharded = shard and ranks.world > 1
     return {
         "output_dir": str(folder / SCRATCH),
         "num_train_epochs": 1,  # the epochs are laid end to end by row_order
@@ -100,8 +118,11 @@ def trainer_arguments(
         "weight_decay": weight_decay,
         "max_grad_norm": 1.0,
         "max_length": None,  # TRL cuts at 1024 by default; our rows are already within the limit
-        "bf16": on_gpu,
-        "gradient_checkpointing": on_gpu,
+        "bf16": on_gpu if bf16 is None else bf16,
+        "gradient_checkpointing": checkpointing and not sharded,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if checkpointing and not sharded else None,
+        **(sharding_arguments(checkpointing) if sharded else {}),
+        "ddp_find_unused_parameters": False,
         "use_cpu": not on_gpu,
         "logging_strategy": "steps",
         "logging_steps": 1,
@@ -112,6 +133,27 @@ def trainer_arguments(
         "disable_tqdm": True,
         "seed": seed,
     }
+
+
+def sharding_arguments(checkpointing: bool) -> dict[str, Any]:
+    """FSDP2 by decoder layer, checkpoints with whole tensors, so that any number of processes goes on from them.
+
+    Activation checkpointing is FSDP's own here: it must go around the layer inside its sharding.
+    """
+    config = {"version": 2, "state_dict_type": "FULL_STATE_DICT", "activation_checkpointing": checkpointing}
+    return {"fsdp": True, "fsdp_config": config}
+
+
+def _check_processes(ranks: Ranks, shard: bool, on_gpu: bool) -> None:
+    distributed = torch.distributed
+    world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if world != ranks.world:
+        raise ValueError(
+            f"this stage trains on {ranks.world} process, but a launcher started {world}: run the recipe up to this "
+            "stage without a launcher, then launch the rest"
+        )
+    if shard and ranks.world > 1 and not on_gpu:
+        raise ValueError("shard: true needs GPUs in this stage (on a CPU accelerate only replicates): set shard: false")
 
 
 class TrainerGuards(Trainer):
@@ -144,13 +186,20 @@ class StageCallback(TrainerCallback):
     """Writes metrics.jsonl, commits checkpoints, reports progress."""
 
     def __init__(
-        self, folder: Path, tokens: Sequence[int], call: str, at_checkpoint: Callable[[], None], report: Report
+        self,
+        folder: Path,
+        tokens: Sequence[int],
+        call: str,
+        at_checkpoint: Callable[[], None],
+        report: Report,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.folder = folder
         self.tokens = tokens  # trained so far, after each step
         self.call = call
         self.at_checkpoint = at_checkpoint
         self.report = report
+        self.ranks = ranks
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:  # the last log of a run is about its time
@@ -160,10 +209,14 @@ class StageCallback(TrainerCallback):
         left_out = ("learning_rate", "num_tokens", "epoch", "total_flos", "step")
         others = {name: float(value) for name, value in logs.items() if name not in left_out}
         metrics = others | {"lr": float(logs["learning_rate"]), "tokens": self.tokens[step - 1]}
-        append_line(self.folder / METRICS, {"step": step} | metrics)
+        if self.ranks.first:
+            append_line(self.folder / METRICS, {"step": step} | metrics)
         self.report(step, len(self.tokens), metrics)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ranks.wait()  # each wrote the state of its random numbers
+        if not self.ranks.first:
+            return
         written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         (written / "training_args.bin").unlink()  # a pickle, and nothing reads it back
         (written / CALL).write_text(self.call, encoding="utf-8")
@@ -194,16 +247,19 @@ def clear_scratch(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def run_trainer(trainer: Trainer, folder: Path, call: str) -> int:
+def run_trainer(trainer: Trainer, folder: Path, call: str, ranks: Ranks = ALONE) -> int:
     """Train, from the last intact checkpoint if there is one; returns the step it went on from, 0 for a fresh run."""
     trainer.remove_callback(PrinterCallback)
-    found = latest_checkpoint(folder)
-    if found is not None and (found[1] / CALL).read_text(encoding="utf-8") != call:
-        raise ValueError(f"{found[1]} belongs to a run with other rows or settings: remove it, or use another folder")
-    step, checkpoint = found if found is not None else (0, None)
-    rewind_lines(folder / METRICS, step)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+    found = latest_checkpoint(folder) if ranks.first else None
+    step, checkpoint = ranks.from_first((0, None) if found is None else (found[0], str(found[1])))
+    if checkpoint is not None and (Path(checkpoint) / CALL).read_text(encoding="utf-8") != call:
+        raise ValueError(f"{checkpoint} belongs to a run with other rows or settings: remove it, or use another folder")
+    if ranks.first:
+        rewind_lines(folder / METRICS, step)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    ranks.wait()
+    if ranks.first:
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     return step
 
 

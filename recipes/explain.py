@@ -125,7 +125,8 @@ def explain(document: Document, error: Any, root: type[BaseModel]) -> Fault:
         return document.fault(loc, f"must be {' or '.join(allowed)}, not {describe(given)}{hint}")
     if kind == "string_pattern_mismatch":
         loc = loc[:-1] if loc[-1:] == ("[key]",) else loc
-        return document.fault(loc, "a name is letters, digits, - and _, at most 64, and starts with a letter")
+        signs = "-, _ and ." if "." in context["pattern"] else "- and _"
+        return document.fault(loc, f"a name is letters, digits, {signs}, at most 64, and starts with a letter")
     if kind in ("too_short", "string_too_short"):
         return document.fault(loc, "must not be empty")
     return document.fault(loc, str(error["msg"])[:200])

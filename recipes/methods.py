@@ -12,12 +12,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from recipes.keys import Count, Keys, Level, NonNegative, Overflow, Rate, Ref, SamplingKeys, Share, Split, StageKeys
+from recipes.keys import Count, Keys, Level, Rate, Ref, SamplingKeys, Share, Split, StageKeys
 from recipes.loader import likely
+from recipes.logits_keys import LogitDistill, TeacherLogits
 from recipes.long2short_keys import Dpo, Pairs, Race, Select, Shortest, Simpo
 from recipes.merge_keys import Merge, MergeSearch
 from recipes.on_policy_keys import OnPolicy
+from recipes.r1_keys import MadeTraces, PreferenceModel
 from recipes.rl_keys import Grpo, LengthRl
+from recipes.sft_keys import Sft
+from recipes.student_keys import Prepare
+from recipes.trace_keys import ImportTraces, Mix, Traces
 
 
 class Styles(Keys):
@@ -58,6 +63,9 @@ class Pretrain(StageKeys):
     """Peak learning rate."""
     styles: Styles
     """Mixture of demonstration styles."""
+    mixed: Share | None = None
+    """Demonstrations in digits and number words, with some general prompts: the share of steps in the notation that the
+    question has not; null: digits alone."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None
     """Difficulty levels of the demonstrations [problems.levels]."""
 
@@ -90,52 +98,6 @@ class Sample(SamplingKeys):
 
     def splits(self) -> tuple[Split, ...]:
         return (self.problems,)
-
-
-class Traces(StageKeys):
-    """Keep the correct, well-formed, untruncated completions of a pool as traces for SFT."""
-
-    REFERENCES: ClassVar[dict[str, str]] = {"pool": "pool"}
-    MAKES: ClassVar[str | None] = "traces"
-
-    method: Literal["traces"]
-    pool: Ref
-    """The `sample` stage to read."""
-    per_problem: Count = 4
-    """At most this many traces per problem."""
-    min_tokens: NonNegative = 0
-    """Shorter completions are dropped and counted."""
-
-
-class Sft(StageKeys):
-    """Supervised fine-tuning on traces."""
-
-    REFERENCES: ClassVar[dict[str, str]] = {"model": "model", "traces": "traces"}
-    MAKES: ClassVar[str | None] = "model"
-
-    method: Literal["sft"]
-    model: Ref
-    """Model to fine-tune: a stage, a folder (./ ../ /) or a hub id (org/name)."""
-    traces: Ref
-    """The `traces` or `shortest` stage to read."""
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 2
-    """Passes over the traces."""
-    learning_rate: Rate = 1e-5
-    """Peak learning rate (cosine)."""
-    batch_size: Count = 64
-    """Traces per optimizer step."""
-    max_length: Count
-    """Longest prompt plus trace in tokens; never cut silently."""
-    overflow: Overflow = "refuse"
-    """What to do with a longer row: refuse the run, or drop and count it."""
-    warmup_ratio: Share = 0.1
-    """Share of the steps over which the learning rate rises."""
-    min_lr_ratio: Share = 0.1
-    """The learning rate ends at this share of its peak."""
-    save_every: Count = 100
-    """Write a checkpoint every this many optimizer steps."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Decoupled weight decay of AdamW."""
 
 
 class Evaluate(SamplingKeys):
@@ -271,6 +233,8 @@ class MakeTests(SamplingKeys):
 AnyStage = (
     Pretrain | Grpo | LengthRl | OnPolicy | Sample | Traces | Shortest | Race | Sft | Pairs | Dpo | Simpo | Merge
     | MergeSearch | Select | Evaluate | Frontier | ImportGguf | WordProblems | WorkedSolutions | MakeTests
+    | TeacherLogits | LogitDistill | MadeTraces | PreferenceModel | Mix | ImportTraces
+    | Prepare
 )  # fmt: skip
 METHOD_KEYS: dict[str, type[StageKeys]] = {
     "pretrain": Pretrain,
@@ -282,6 +246,8 @@ METHOD_KEYS: dict[str, type[StageKeys]] = {
     "shortest": Shortest,
     "race": Race,
     "sft": Sft,
+    "teacher_logits": TeacherLogits,
+    "logit_distill": LogitDistill,
     "pairs": Pairs,
     "dpo": Dpo,
     "simpo": Simpo,
@@ -294,4 +260,9 @@ METHOD_KEYS: dict[str, type[StageKeys]] = {
     "word_problems": WordProblems,
     "worked_solutions": WorkedSolutions,
     "make_tests": MakeTests,
+    "made_traces": MadeTraces,
+    "preference_model": PreferenceModel,
+    "prepare": Prepare,
+    "mix": Mix,
+    "import_traces": ImportTraces,
 }

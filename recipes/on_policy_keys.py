@@ -7,10 +7,41 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from recipes.keys import Rate, Ref
+from recipes.keys import Keys, Rate, Ref
 from recipes.policy_keys import PolicyKeys
+from recipes.rl_keys import Collapse
+from rl.samplers.vllm_http import KEY_OR_TUNNEL, PATIENCE, Server, server_root
 
 Text = Annotated[str, Field(max_length=10_000)]
+
+
+class TeacherServer(Keys):
+    """vLLM servers that you started with the teacher (`vllm serve TEACHER`)."""
+
+    url: str | list[str]
+    """The address of the server, such as http://127.0.0.1:8000, or a list of several."""
+    model: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    """What the server calls the teacher [the teacher's hub id or folder]."""
+    api_key_variable: str | None = None
+    """The environment variable that holds the key; wanted for a server that is not on this machine."""
+    connections: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Requests under way on each server at most."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.url,) if isinstance(self.url, str) else tuple(self.url)
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        try:
+            servers = [Server(server_root(url), self.api_key_variable, PATIENCE) for url in self.urls]
+        except ValueError as error:
+            yield "url", str(error)
+            return
+        if not servers or len({server.url for server in servers}) < len(servers):
+            yield "url", "name at least one server, and each once"
+        for url in (server.url for server in servers if not server.local):
+            if self.api_key_variable is None:
+                yield "api_key_variable", f"{url} is not on this machine: {KEY_OR_TUNNEL}"
 
 
 class OnPolicy(PolicyKeys):
@@ -25,12 +56,16 @@ class OnPolicy(PolicyKeys):
     """Text after the question that only the teacher sees: " Answer briefly." teaches briefness to the same model."""
     teacher_system: Text = ""
     """System message that only the teacher sees."""
+    teacher_server: TeacherServer | None = None
+    """Servers that score for the teacher, whose weights are then not loaded here; needs temperature 1."""
     coefficient: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Weight of the reverse KL: the scale of the advantages."""
     learning_rate: Rate = 5e-5
     """Learning rate (constant after the warm-up); with lora about 1e-4."""
     group_size: Annotated[int, Field(ge=1, le=4096)] = 4
     """Completions per problem."""
+    collapse: Collapse | None = None
+    """What is watched, and what happens when it shows; null watches nothing."""
 
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
         yield from super().problems_with_keys()
@@ -41,4 +76,13 @@ class OnPolicy(PolicyKeys):
                 "teacher",
                 "is the model itself and is asked the same, so there is nothing to learn; name another model, or give "
                 "teacher_suffix or teacher_system",
+            )
+
+    def problems_with_limits(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems_with_limits()
+        if self.teacher_server is not None and self.temperature != 1:
+            yield (
+                "teacher_server",
+                f"a server scores at temperature 1, and the student would sample at {self.temperature}: set temperature "
+                "to 1, or load the teacher here",
             )

@@ -12,34 +12,29 @@ from recipes.runner import StageContext
 from recipes.stage_inputs import problems_of, settings_of, task_of
 
 if TYPE_CHECKING:
+    from distill.on_policy import Score
+    from rl.learner import Learner
     from rl.objectives import Objective
 
 
 def on_policy(context: StageContext) -> None:
-    from distill.on_policy import PromptOf, TeacherRows, require_same_tokens
+    from distill.on_policy import PromptOf, TeacherRows, configured_stop_ids, require_same_tokens
     from recipes import policy_stage as build
+    from recipes.rl_stage import collapse_of
     from rl.collect import Collector, RolloutSettings
-    from rl.distributed import shard
     from rl.grpo import DevSet, train
     from rl.judging import shared
-    from rl.lora import WithoutAdapters
-    from rl.policy import PolicyModel, load_model, load_tokenizer, stop_token_ids
+    from rl.policy import load_tokenizer
     from rl.rewards import WeightedReward, accuracy_reward
 
     stage: OnPolicy = context.stage
     name, teacher_name, ranks = context.model(stage.model), context.model(stage.teacher), context.ranks
     tokenizer, teacher_tokenizer = load_tokenizer(name), load_tokenizer(teacher_name)
     policy = build.policy_of(stage, name)
-    if stage.lora is not None and teacher_name == name:  # the teacher is the model under the adapters
-        teacher, plain = WithoutAdapters(policy), policy.model
-    else:
-        teacher = PolicyModel(load_model(teacher_name))
-        plain = teacher.model
-    require_same_tokens(tokenizer, teacher_tokenizer, stop_token_ids(plain, teacher_tokenizer))
-    if isinstance(teacher, PolicyModel) and stage.shard and ranks.world > 1:
-        shard(teacher)
+    require_same_tokens(tokenizer, teacher_tokenizer, configured_stop_ids(teacher_name, teacher_tokenizer))
     sampling = replace(settings_of(stage), stop_repetition=build.repetition_of(stage))
     learner = build.learner_of(stage, policy, objective_of(stage), sampling.temperature, ranks)
+    score = _score_of(context, learner, name, teacher_name)
     task, suffix = shared(task_of(context.recipe), ranks), context.recipe.problems.prompt_suffix
     logged = (WeightedReward("accuracy", accuracy_reward, 1.0),)  # nothing is trained on it
     dev = problems_of(context, "dev", stage.eval_problems) if stage.eval_every else []
@@ -65,14 +60,41 @@ def on_policy(context: StageContext) -> None:
             context.folder,
             seed=context.seed,
             rows_of=TeacherRows(
-                partial(learner.logprobs, teacher),
+                score,
                 PromptOf(teacher_tokenizer, suffix + stage.teacher_suffix, stage.teacher_system),
                 stage.coefficient,
             ),
             prefer=build.prefer_of(stage),
+            monitor=collapse_of(stage, tokenizer),
             ranks=ranks,
             report=build.step_report(context),
         )
+
+
+def _score_of(context: StageContext, learner: Learner, name: str, teacher: str) -> Score:
+    """What gives the teacher's log-probs: servers that rank 0 asks for all, the model under the adapters, or another
+    model beside the student."""
+    from distill.teacher_server import SharedScore, TeacherServers
+    from rl.distributed import shard
+    from rl.lora import WithoutAdapters
+    from rl.policy import PolicyModel, load_model
+
+    stage: OnPolicy = context.stage
+    ranks, keys = context.ranks, stage.teacher_server
+    if keys is not None:
+        servers = None
+        if ranks.first:
+            servers = TeacherServers(
+                keys.urls, teacher,
+                served_as=keys.model, api_key_variable=keys.api_key_variable, connections=keys.connections,
+            )  # fmt: skip
+        return SharedScore(servers, ranks)
+    if stage.lora is not None and teacher == name:
+        return partial(learner.logprobs, WithoutAdapters(learner.policy))
+    beside = PolicyModel(load_model(teacher))
+    if stage.shard and ranks.world > 1:
+        shard(beside)
+    return partial(learner.logprobs, beside)
 
 
 def objective_of(stage: OnPolicy) -> Objective:

@@ -92,6 +92,8 @@ class Problems(Keys):
     """Stop the run where the judge cannot decide a larger share of a step's completions."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None
     """Difficulty levels, tiny only [2, 3, 4]."""
+    notations: Literal["digits", "both"] = "digits"
+    """tiny only: questions and thoughts in digits, or half of the questions in number words, so that thoughts mix."""
     train: Count = 4000
     """At most this many train problems."""
     dev: Count = 200
@@ -109,6 +111,8 @@ class Problems(Keys):
             yield "columns", f"{self.source} is no table; remove this key"
         if (self.source == "puzzles") != (self.puzzles is not None):
             yield "puzzles", "goes with source: puzzles, and that needs it"
+        if self.source != "tiny" and self.notations != "digits":
+            yield "notations", "only the tiny world has notations; remove this key"
         if (self.task == "judge") != (self.judge is not None):
             yield "judge", "goes with task: judge, and that needs it"
         if self.fallback != "none" and self.task != "math":
@@ -119,7 +123,8 @@ class Problems(Keys):
         """What decides how answers are judged, apart from the task's name, as plain JSON values; {} by default."""
         keys = {"columns": self.columns, "puzzles": self.puzzles, "judge": self.judge}
         found: dict[str, object] = {k: v.model_dump(mode="json") for k, v in keys.items() if v is not None}
-        return found | ({"fallback": self.fallback} if self.fallback != "none" else {})
+        plain = {"fallback": "none", "notations": "digits"}
+        return found | {key: getattr(self, key) for key, value in plain.items() if getattr(self, key) != value}
 
 
 def is_path(ref: str) -> bool:

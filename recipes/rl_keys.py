@@ -16,7 +16,7 @@ from recipes.keys import MAPPING, PLAIN, Count, Keys, NonNegative, Ref, Share, p
 from recipes.length_keys import Length
 from recipes.policy_keys import PolicyKeys, Positive, Weight
 from recipes.presets import PresetName
-from recipes.problem_keys import Url, Variable
+from recipes.problem_keys import Url, Variable, is_path
 from rl.language import LANGUAGES
 
 # Which keys only one loss, one advantage or one correction reads: written beside another one they are a mistake.
@@ -76,7 +76,8 @@ class RewardModel(Keys):
     weight: Annotated[float, Field(gt=0, le=100)]
     """Weight of the score."""
     model: Ref
-    """preference: a folder (./ ../ /) or a hub id of a sequence classifier; otherwise the model's name at the url."""
+    """preference: a stage, a folder (./ ../ /) or a hub id of a sequence classifier; otherwise the model's name at the
+    url."""
     url: Url | None = None
     """helpfulness, safety: base URL of an OpenAI-compatible endpoint."""
     key_variable: Variable | None = None
@@ -85,6 +86,19 @@ class RewardModel(Keys):
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
         if (self.url is None) != (self.kind == "preference"):
             yield "url", "helpfulness and safety need it, preference does not take it"
+
+
+class General(Keys):
+    """General prompts among the problems of the last steps; the reward models then score them alone (R1, second RL
+    stage)."""
+
+    prompts: Ref
+    """A stage that makes traces, whose questions are the prompts, or a JSONL file of questions (./ ../ / or
+    $NAME/...)."""
+    from_share: Annotated[float, Field(ge=0, lt=1)] = 0.75
+    """Share of the steps before the first one with general prompts (R1: 1,300 of 1,700)."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the prompts of such a step that are general."""
 
 
 class Partial(Keys):
@@ -143,6 +157,8 @@ class Grpo(PolicyKeys):
     """Penalty for n-grams that repeat."""
     reward_models: Annotated[tuple[RewardModel, ...], Field(max_length=8)] = ()
     """Rewards from models."""
+    general: General | None = None
+    """General prompts, which no verifier judges, in the last steps."""
     length: Length | None = None
     """Length objective added to the reward."""
     soft_overlong: Count | None = None
@@ -186,6 +202,13 @@ class Grpo(PolicyKeys):
     def _problems_with_sampling(self) -> Iterator[tuple[str, str]]:
         if self.max_tokens_steps is not None and self.soft_overlong is not None:
             yield "soft_overlong", "cannot be used with max_tokens_steps: the limit it is measured from would move"
+        if self.general is not None and not self.reward_models:
+            yield "general", "nothing would pay for them: give reward_models as well"
+        if self.general is not None and self.problems_per_step * self.general.share < 1:
+            yield (
+                "general.share",
+                f"{self.general.share} of {self.problems_per_step} problems_per_step is less than one",
+            )
         if self.partial is not None and self.dynamic_rounds:
             yield "dynamic_rounds", "cannot be used with partial: a group that is not done has no reward yet"
         if self.dynamic_rounds and self.length is not None and self.length.accuracy_floor is not None:
@@ -206,6 +229,12 @@ class Grpo(PolicyKeys):
     def nested_references(self) -> Iterator[tuple[str, str, str]]:
         if self.length is not None and self.length.reference is not None:
             yield "length.reference", self.length.reference, "pool"
+        if self.general is not None:
+            ref = self.general.prompts
+            yield "general.prompts", ref, "file" if is_path(ref) or ref.startswith("$") else "traces"
+        for index, reward in enumerate(self.reward_models):
+            if reward.kind == "preference":
+                yield f"reward_models[{index}].model", reward.model, "preference model"
 
     def _problems_with_rewards(self) -> Iterator[tuple[str, str]]:
         # A right answer must be worth more than any wrong one, where the length objective has a bound for its weight:

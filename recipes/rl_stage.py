@@ -18,6 +18,7 @@ from long2short.length_reward import (
     total_tokens,
 )
 from recipes.length_keys import gates_of
+from recipes.on_policy_keys import OnPolicy
 from recipes.policy_stage import (
     correction_of,
     learner_of,
@@ -30,16 +31,19 @@ from recipes.policy_stage import (
     source_of,
     step_report,
 )
+from recipes.r1_stages import with_prompts
 from recipes.rl_keys import Grpo, LengthRl
 from recipes.runner import StageContext
 from recipes.stage_inputs import pool_groups
 from rl import advantages, kl, objectives
 from rl.advantages import AdvantageRule
-from rl.batch_rewards import WeightedBatchReward, shared_reward
+from rl.batch_rewards import WeightedBatchReward, only, shared_reward
 from rl.collapse import CollapseLimits, CollapseMonitor, ThoughtReader
 from rl.collect import Collector, RolloutSettings, Shape, no_shaping
+from rl.general import is_general, with_general
 from rl.grpo import DevSet, train
 from rl.judging import shared
+from rl.language import NATURAL, Languages
 from rl.lora import WithoutAdapters
 from rl.objectives import Objective
 from rl.policy import PolicyModel, load_model, load_tokenizer
@@ -113,8 +117,10 @@ def _rule_of(stage: Grpo, rewards: Sequence[WeightedReward]) -> AdvantageRule:
     return rules[stage.advantage]
 
 
-def rewards_of(stage: Grpo, tokenizer: PreTrainedTokenizerBase) -> tuple[WeightedReward, ...]:
-    """The rule rewards of a stage. The format is that of the tokenizer's template."""
+def rewards_of(
+    stage: Grpo, tokenizer: PreTrainedTokenizerBase, languages: Languages = NATURAL
+) -> tuple[WeightedReward, ...]:
+    """The rule rewards of a stage. The format is that of the tokenizer's template, the languages are the task's."""
     assert stage.max_tokens is not None
     answer_tags = tokenizer.chat_template == TEMPLATES["r1-zero"]
     found = [
@@ -123,7 +129,8 @@ def rewards_of(stage: Grpo, tokenizer: PreTrainedTokenizerBase) -> tuple[Weighte
     ]
     if stage.reward_language is not None:
         target = None if stage.reward_language.target == "question" else stage.reward_language.target
-        found.append(WeightedReward("language", language_consistency(target), stage.reward_language.weight))
+        consistency = language_consistency(target, languages)
+        found.append(WeightedReward("language", consistency, stage.reward_language.weight))
     if stage.reward_repetition is not None:
         penalty = NgramPenalty(stage.reward_repetition.ngram)
         found.append(WeightedReward("ngrams", penalty, stage.reward_repetition.weight))
@@ -144,6 +151,8 @@ def model_rewards_of(stage: Grpo, context: StageContext) -> list[WeightedBatchRe
             assert keys.url is not None
             chat = OpenAIChat(keys.url, keys.model, api_key_variable=keys.key_variable)
             reward = {"helpfulness": helpfulness, "safety": safety}[keys.kind](chat)
+        if stage.general is not None:
+            reward = only(reward, is_general)
         found.append(WeightedBatchReward(keys.kind, shared_reward(reward, context.ranks), keys.weight))
     return found
 
@@ -182,12 +191,14 @@ def reference_groups(context: StageContext) -> list[RolloutGroup]:
     return [] if keys is None or keys.reference is None else pool_groups(context, keys.reference)
 
 
-def collapse_of(stage: Grpo, tokenizer: PreTrainedTokenizerBase) -> CollapseMonitor | None:
-    """What watches a length RL stage, unless its keys say that nothing does."""
-    keys = stage.collapse if isinstance(stage, LengthRl) else None
+def collapse_of(stage: Grpo | OnPolicy, tokenizer: PreTrainedTokenizerBase) -> CollapseMonitor | None:
+    """What watches a length RL or on-policy stage, unless its keys say that nothing does."""
+    keys = stage.collapse if isinstance(stage, LengthRl | OnPolicy) else None
     if keys is None:
         return None
-    by_success = stage.dynamic_rounds > 0 or (stage.draw is not None and stage.draw.order != "shuffled")
+    by_success = (isinstance(stage, Grpo) and stage.dynamic_rounds > 0) or (
+        stage.draw is not None and stage.draw.order != "shuffled"
+    )
     limits = CollapseLimits(
         window=keys.window,
         accuracy_floor=keys.accuracy_floor,
@@ -219,7 +230,7 @@ def run_rl(
     stage: Grpo = context.stage
     sampling = replace(sampling, stop_repetition=repetition_of(stage))
     name, ranks = context.model(stage.model), context.ranks
-    task = shared(task, ranks)
+    task = shared(task if stage.general is None else with_general(task), ranks)
     tokenizer = load_tokenizer(name)
     give_template(tokenizer, stage.template)
     policy = policy_of(stage, name)
@@ -227,13 +238,13 @@ def run_rl(
     if stage.kl is not None:
         reference = WithoutAdapters(policy) if stage.lora is not None else PolicyModel(load_model(name))
     learner = learner_of(stage, policy, objective_of(stage), sampling.temperature, ranks, reference)
-    rewards = rewards_of(stage, tokenizer)
+    rewards = rewards_of(stage, tokenizer, task.languages)
     suffix = context.recipe.problems.prompt_suffix
     held = ExitStack()
     collector = Collector(
         rollout_sampler(context.recipe.sampling.choice, name, tokenizer, learner, held),
         tokenizer,
-        source_of(stage, train_problems, context.seed),
+        with_prompts(context, source_of(stage, train_problems, context.seed)),
         task,
         rewards,
         RolloutSettings(

@@ -32,7 +32,7 @@ FORMAT = "1"
 
 # Keys that, but for rounding, never change what a stage makes. They are left out of the address, so that a run that was
 # killed for want of memory goes on from its checkpoint with smaller micro-batches.
-EXECUTION_KEYS = ("micro_batch_tokens", "gradient_checkpointing", "shard")
+EXECUTION_KEYS = ("micro_batch_tokens", "gradient_checkpointing", "shard", "packing", "chunked_loss")
 
 
 class StageFailed(RuntimeError):

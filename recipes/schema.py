@@ -28,7 +28,10 @@ from recipes.methods import METHOD_KEYS, AnyStage, Evaluate, Frontier, Pretrain,
 from recipes.policy_keys import PolicyKeys
 from recipes.presets import fill_in_presets
 from recipes.problem_keys import Problems, is_path, source_kind
+from recipes.r1_keys import MadeTraces
 from recipes.sampling_keys import Sampling
+from recipes.trace_keys import ImportTraces, Traces
+from rl.sources import is_saved_dataset
 
 RECIPES_FOLDER = Path(__file__).resolve().parent
 RESERVED = ("name", "description", "seed", "problems", "sampling", "stages")
@@ -41,7 +44,7 @@ StageName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 class RecipeFile(Keys):
     """A `reason` recipe: named stages, each with a method, run in the order in which they are written."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
     """Name of the recipe, also of its folder of runs."""
     description: Annotated[str, Field(max_length=1000)] = ""
     """One sentence for `reason recipes list`."""
@@ -139,18 +142,25 @@ class Recipe:
     def part(self, word: Literal["rl", "distill", "long2short"]) -> list[str]:
         """The names of the stages that a command names, without what they need; RecipeError if there is none.
 
-        rl: grpo. distill: traces, worked_solutions and the sft on them, on_policy. long2short: merge, merge_search,
-        shortest, race and the sft on them, pairs, dpo, simpo, length_rl, on_policy, select, frontier.
+        rl: grpo. distill: traces, mix, import_traces, worked_solutions, the sft on them, on_policy, teacher_logits,
+        logit_distill. long2short: merge, merge_search, shortest, race and the sft on them, pairs, dpo, simpo,
+        length_rl, on_policy, select, frontier.
         """
         methods = {
             "rl": {"grpo"},
-            "distill": {"traces", "worked_solutions", "on_policy"},
+            "distill": {
+                "traces", "mix", "import_traces", "worked_solutions", "on_policy", "teacher_logits", "logit_distill",
+            },
             "long2short": {
                 "merge", "merge_search", "shortest", "race", "pairs", "dpo", "simpo", "length_rl", "on_policy",
                 "select", "frontier",
             },
         }  # fmt: skip
-        reads = {"rl": (), "distill": ("traces", "worked_solutions"), "long2short": ("shortest", "race")}[word]
+        reads = {
+            "rl": (),
+            "distill": ("traces", "mix", "worked_solutions", "made_traces"),
+            "long2short": ("shortest", "race"),
+        }[word]
         names = []
         for stage in self.stages.values():
             of_sft = isinstance(stage.config, Sft) and self.stages[stage.config.traces].method in reads
@@ -168,8 +178,11 @@ class Recipe:
         """
         exclude: dict[str, Any] = dict.fromkeys(stage.config.REFERENCES, True)
         for key, _, _ in stage.config.nested_references():
-            outer, _, inner = key.partition(".")
-            exclude[outer] = {inner: True}
+            *outer, inner = key.split(".")
+            place = exclude
+            for name in outer:
+                place = place.setdefault(name, {})
+            place[inner.partition("[")[0]] = True
         config = stage.config.model_dump(mode="json", exclude=exclude)
         identity: dict[str, Any] = {"seed": self.seed, "config": config}
         if splits := stage.config.splits():
@@ -305,7 +318,7 @@ def _problems_with_source(problems: Problems, folder: Path, stages: Collection[s
             path = file_reference(source, folder, "source").path
             if path is None and not re.match(FROM_ENVIRONMENT, source):
                 yield "source", f"must be a path that starts with ./ ../ / or $NAME/, not {source[:60]!r}"
-            elif path is not None and not path.is_file():
+            elif path is not None and not (path.is_file() or is_saved_dataset(path)):
                 yield "source", f"there is no file {source}" + (f" ({path})" if source.startswith("$") else "")
         case "stage" if source not in stages:
             hint = f"; did you mean ./{source}?" if "." in source else likely(source, ["tiny", "puzzles"])
@@ -354,6 +367,8 @@ class _Resolver:
             for key, message in keys.problems_with_limits() if isinstance(keys, PolicyKeys) else ():
                 fault(key, message)
             return keys
+        if isinstance(keys, MadeTraces) and self.problems.source != "tiny":
+            fault("method", f"made_traces are of the tiny world, and problems.source is {self.problems.source[:40]}")
         if isinstance(keys, Pretrain) and keys.levels is None:
             if self.problems.levels is None:
                 fault("levels", "required, because the problems are not the tiny world's")
@@ -379,7 +394,7 @@ class _Resolver:
         reference = file_reference(ref, self.folder, key)
         if reference.path is None and not re.match(FROM_ENVIRONMENT, ref):
             fault(key, f"must be a path that starts with ./ ../ / or $NAME/, not {ref[:60]!r}")
-        elif reference.path is not None and not reference.path.is_file():
+        elif reference.path is not None and not (reference.path.is_file() or is_saved_dataset(reference.path)):
             fault(key, f"there is no file {ref}" + (f" ({reference.path})" if ref.startswith("$") else ""))
         return reference
 
@@ -389,7 +404,7 @@ class _Resolver:
         reference = read_reference(ref, self.folder, key, wants)
         if reference.kind == "stage":
             self._check_stage(name, reference, fault)
-        elif wants != "model":
+        elif wants not in ("model", "preference model"):
             fault(key, f"must name a stage of this recipe, not {describe(ref)}")
         elif reference.kind == "folder":
             assert reference.path is not None
@@ -431,6 +446,8 @@ class _Resolver:
             pool = self.stages.get(ref)
             if pool is not None and isinstance(pool.config, Sample):
                 self._check_filled(keys, key, pool, fault)
+            elif pool is not None and isinstance(pool.config, ImportTraces) and not isinstance(keys, Traces):
+                fault(key, f"stage {ref} imports traces, unequally many of a problem: only method: traces reads it")
 
     def _check_filled(self, keys: StageKeys, key: str, pool: Stage, fault: Callable[[str, str], None]) -> None:
         """What is wrong with a stage that reads this pool by that key."""

@@ -12,6 +12,7 @@ from recipes.problem_keys import source_kind
 from recipes.runner import StageContext
 from recipes.schema import Recipe
 from recipes.tasks import load_problems, open_task
+from recipes.trace_keys import ImportTraces
 from rl.problems import BadProblems
 from rl.runs import model_hash
 from rl.tasks.base import Task
@@ -72,10 +73,18 @@ def files_of(context: StageContext, where_from: str = "") -> list[Path]:
 
 
 def pool_groups(context: StageContext, pool_stage: str, samples: int | None = None) -> list[RolloutGroup]:
-    """The judged groups of a `sample` stage, with the problems that stage was given."""
+    """The judged groups of a `sample` stage, with the problems that stage was given; of an `import_traces` stage those
+    of the problems that have samples, as many as they have."""
     from rl.pool import Pool
 
     filled = context.recipe.stages[pool_stage].config
+    if isinstance(filled, ImportTraces):
+        from distill.imported import pool_groups_as_they_are
+
+        imported = Pool.open(context.inputs[pool_stage] / "pool")
+        return pool_groups_as_they_are(
+            imported, problems_of(context, "train"), task_of(context.recipe).verifier_version
+        )
     assert isinstance(filled, Sample)
     problems = problems_of(context, filled.problems, filled.count)
     pool = Pool.open(context.inputs[pool_stage] / "pool")
@@ -88,7 +97,7 @@ def thinks_by_template(context: StageContext, pool_stage: str) -> tuple[bool, fr
     from rl.prompts import prefills_think
 
     filled = context.recipe.stages[pool_stage].config
-    assert isinstance(filled, Sample)
+    assert isinstance(filled, Sample | ImportTraces)
     tokenizer = load_tokenizer(context.model(filled.model))
     return prefills_think(tokenizer), frozenset(tokenizer.all_special_tokens)
 

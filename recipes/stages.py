@@ -14,6 +14,7 @@ from recipes import long2short_stages as long2short
 from recipes.engines import open_engine
 from recipes.frontier_stage import frontier
 from recipes.length_rl_stage import length_rl
+from recipes.logits_stage import logit_distill, teacher_logits
 from recipes.merge_stage import merge, merge_search
 from recipes.methods import (
     Evaluate,
@@ -21,26 +22,25 @@ from recipes.methods import (
     MakeTests,
     Pretrain,
     Sample,
-    Sft,
-    Traces,
     WordProblems,
     WorkedSolutions,
 )
 from recipes.on_policy_stage import on_policy
+from recipes.r1_stages import made_traces, preference_model
 from recipes.rl_keys import Grpo
 from recipes.runner import StageContext, StageFunction
+from recipes.sft_stage import sft
 from recipes.shortest_stage import shortest
 from recipes.stage_inputs import (
     PROBLEMS,
     files_of,
-    loss_report,
     model_fingerprint,
-    pool_groups,
     problems_of,
     settings_of,
     task_of,
-    thinks_by_template,
 )
+from recipes.student_stage import prepare
+from recipes.trace_stages import import_traces, mix, traces
 from rl.problems import read_solved_problems
 from rl.runs import append_line, write_json
 from rl.types import Problem, RolloutGroup
@@ -63,6 +63,7 @@ def import_gguf(context: StageContext) -> None:
 
 
 def pretrain(context: StageContext) -> None:
+    from rl.tasks import tiny, tiny_words
     from rl.tasks.tiny_models import pretrain as run
 
     stage: Pretrain = context.stage
@@ -84,6 +85,8 @@ def pretrain(context: StageContext) -> None:
         styles=stage.styles.model_dump(),
         levels=tuple(stage.levels or ()),
         seed=context.seed,
+        stream=tiny.demonstrations if stage.mixed is None else partial(tiny_words.demonstrations, mixed=stage.mixed),
+        more_tokens={} if stage.mixed is None else tiny_words.NEW_TOKENS,
         report=report,
     )
 
@@ -94,30 +97,6 @@ def grpo(context: StageContext) -> None:
     stage: Grpo = context.stage
     dev = problems_of(context, "dev", stage.eval_problems) if stage.eval_every else []
     run_rl(context, problems_of(context, "train"), dev, task_of(context.recipe), settings_of(stage), {})
-
-
-def sft(context: StageContext) -> None:
-    from distill.sft import train
-    from distill.traces import read_traces
-
-    stage: Sft = context.stage
-    train(
-        context.folder,
-        model=context.model(stage.model),
-        traces=read_traces(context.inputs[stage.traces] / "traces.jsonl"),
-        epochs=stage.epochs,
-        learning_rate=stage.learning_rate,
-        batch_size=stage.batch_size,
-        max_length=stage.max_length,
-        seed=context.seed,
-        suffix=context.recipe.problems.prompt_suffix,
-        overflow=stage.overflow,
-        warmup_ratio=stage.warmup_ratio,
-        min_lr_ratio=stage.min_lr_ratio,
-        weight_decay=stage.weight_decay,
-        save_every=stage.save_every,
-        report=loss_report(context),
-    )
 
 
 # --- sampling and what is made from samples ---------------------------------------------------------------------------
@@ -156,24 +135,6 @@ def _fill(context: StageContext, stage: Sample | Evaluate, problems: list[Proble
             progress=lambda done, total: context.progress(done, total, "completions"),
         )  # fmt: skip
     return pool.groups(problems, task.verifier_version, stage.samples)
-
-
-def traces(context: StageContext) -> None:
-    from distill.traces import select_traces, write_traces
-
-    stage: Traces = context.stage
-    prefilled, forbidden = thinks_by_template(context, stage.pool)
-    selection = select_traces(
-        pool_groups(context, stage.pool),
-        teacher=stage.pool,
-        seed=context.seed,
-        per_problem=stage.per_problem,
-        min_tokens=stage.min_tokens,
-        prefilled=prefilled,
-        forbidden=forbidden,
-    )
-    write_traces(context.folder / "traces.jsonl", selection.traces)
-    write_json(context.folder / "summary.json", selection.summary(), "traces.summary")
 
 
 # --- problems and their solutions -------------------------------------------------------------------------------------
@@ -247,6 +208,8 @@ METHODS: dict[str, StageFunction] = {
     "shortest": shortest,
     "race": long2short.race,
     "sft": sft,
+    "teacher_logits": teacher_logits,
+    "logit_distill": logit_distill,
     "pairs": long2short.pairs,
     "dpo": long2short.dpo,
     "simpo": long2short.simpo,
@@ -259,7 +222,12 @@ METHODS: dict[str, StageFunction] = {
     "word_problems": word_problems,
     "worked_solutions": worked_solutions,
     "make_tests": make_tests,
+    "made_traces": made_traces,
+    "preference_model": preference_model,
+    "prepare": prepare,
+    "mix": mix,
+    "import_traces": import_traces,
 }
 
 # Methods that all processes of a run work on together; the others are run by the first one alone.
-COLLECTIVE = frozenset({"grpo", "length_rl", "on_policy"})
+COLLECTIVE = frozenset({"grpo", "length_rl", "on_policy", "sft", "logit_distill"})

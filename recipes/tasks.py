@@ -16,7 +16,7 @@ from recipes.loader import likely
 from recipes.problem_keys import ColumnKeys, JudgeKeys, Problems, source_kind
 from rl.problems import Columns
 from rl.sources import read_source
-from rl.tasks import exact, integers, tiny
+from rl.tasks import exact, integers, tiny, tiny_words
 from rl.tasks.base import Task, UndecidedLimit, split_of
 from rl.types import Problem
 
@@ -90,6 +90,9 @@ TASKS: dict[str, Callable[[Problems], Task]] = {
 }
 
 
+NOTATIONS = {"digits": tiny, "both": tiny_words}  # the tiny world's
+
+
 def open_task(section: Problems) -> Task:
     """How the answers to these problems are judged; the same section gives the same task, with its workers."""
     return _opened(section.model_dump_json())
@@ -99,7 +102,7 @@ def open_task(section: Problems) -> Task:
 def _opened(section_json: str) -> Task:
     section = Problems.model_validate_json(section_json)
     if section.source == "tiny":
-        task = tiny.TASK
+        task = NOTATIONS[section.notations].TASK
     elif section.source == "puzzles":
         task = _puzzles()
     else:
@@ -160,7 +163,7 @@ def load_problems(section: Problems, split: str, wanted: int, path: Path | None 
     the task's judge cannot read.
     """
     if section.source == "tiny":
-        return tiny.problems(split, wanted, section.levels or ())
+        return NOTATIONS[section.notations].problems(split, wanted, section.levels or ())
     if section.source == "puzzles":
         return _made_puzzles(section, split, wanted)
     source = path or section.source

@@ -51,6 +51,12 @@ FAULT_POINTS: tuple[str, ...] = (
     "problems.summary",
     # rl/tasks/tiny_models.py
     "pretrain.model",
+    # distill/students.py
+    "student.weights",
+    "student.summary",
+    # rl/preference_training.py, recipes/r1_stages.py
+    "preference.model",
+    "preference.summary",
     # rl/gguf.py, rl/tasks/word_problems.py
     "gguf.model",
     "problems.write",
@@ -69,6 +75,10 @@ FAULT_POINTS: tuple[str, ...] = (
     "traces.write",
     "sft.checkpoint",
     "sft.model",
+    "logits.shard",  # a shard of teacher logits is about to get its name
+    "logits.manifest",
+    "logit_distill.checkpoint",
+    "logit_distill.model",
     # long2short/
     "pairs.write",
     "preview.plot",

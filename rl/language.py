@@ -258,6 +258,15 @@ LANGUAGES = frozenset(language for family in _FAMILIES for language in family.la
 _LOADING = Lock()
 
 
+@dataclass(frozen=True, slots=True)
+class Languages:
+    """How the language of a task's texts is told: `NATURAL` below, or that of a made world (rl/tasks/tiny_words.py)."""
+
+    of: Callable[[str], str | None]  # the language of a text, None where it does not tell
+    share: Callable[[str, str], float | None]  # the share of a text that is in a language, None where it does not tell
+    known: frozenset[str]
+
+
 def _detector() -> LanguageIdentifier:
     with _LOADING:
         return _load_detector()
@@ -341,3 +350,6 @@ def language_share(text: str, target: str) -> float | None:
     if not decided or 2 * unknown > counts.total():
         return None
     return sum(n for (_, language), n in counts.items() if language == target) / (counts.total() - unknown)
+
+
+NATURAL = Languages(language_of, language_share, LANGUAGES)

@@ -57,6 +57,11 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """Write an ordinary Hugging Face model folder. The caller makes it appear at once (a partial stage folder)."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer into a model folder, the same bytes with and without a network."""
     tokenizer.save_pretrained(folder)
     # transformers writes down whether it was offline; a model's files must not depend on that.
     path = folder / "tokenizer_config.json"

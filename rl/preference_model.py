@@ -1,9 +1,10 @@
 """The preference model of DeepSeek-R1's second RL stage: a reward model that was trained on pairs.
 
 R1 (2501.12948, second RL stage) adds to the rule rewards a reward model for helpfulness, trained on pairs, which scores
-the final summary alone. `PreferenceModel` loads such a model, as TRL's `RewardTrainer` writes it: a sequence classifier
-with one output. (R1's safety model, and both as a prompted judge: `rl.tasks.judge`.) The paper uses them only in the
-last 400 of 1,700 steps, since a policy that is paid by one for longer learns to exploit it; the weight is the caller's.
+the final summary alone. `PreferenceModel` loads such a model, as `rl.preference_training` or TRL's `RewardTrainer`
+writes it: a sequence classifier with one output. (R1's safety model, and both as a prompted judge: `rl.tasks.judge`.)
+The paper uses them only in the last 400 of 1,700 steps, since a policy that is paid by one for longer learns to exploit
+it (rl/general.py); the weight is the caller's.
 
 It is asked about all groups of a step at once (rl/batch_rewards.py):
 
@@ -28,6 +29,7 @@ from rl.types import RolloutGroup
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 LIMIT = UndecidedLimit()
 
@@ -69,6 +71,16 @@ def _lowest_for_none(scores: Sequence[float | None]) -> list[float | None]:
     """The scores of a group, its lowest in the place of NaN (no summary); None where there is none."""
     given = [score for score in scores if score is not None and not math.isnan(score)]
     return [min(given, default=None) if score is not None and math.isnan(score) else score for score in scores]
+
+
+def conversation_ids(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> list[int]:
+    """What a preference model reads, scored or trained: question and answer in the chat template. Control tokens that
+    the texts spell are broken up."""
+    user, assistant = (without_control_tokens(tokenizer, text) for text in (question, answer))
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert isinstance(text, str)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written its own
 
 
 class PreferenceModel:
@@ -113,12 +125,8 @@ class PreferenceModel:
         self._own_pad = self.model.config.get_text_config().pad_token_id
 
     def token_ids(self, question: str, summary: str) -> list[int]:
-        """The conversation in the chat template. Control tokens that the texts spell are broken up."""
-        user, assistant = (without_control_tokens(self.tokenizer, text) for text in (question, summary))
-        messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        assert isinstance(text, str)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written its own
+        """The conversation in the chat template."""
+        return conversation_ids(self.tokenizer, question, summary)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
         """One score for each (question, summary), in order; None for one that does not fit: nothing is ever cut off.

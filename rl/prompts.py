@@ -28,7 +28,19 @@ R1_ZERO_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-TEMPLATES = {"r1-zero": R1_ZERO_TEMPLATE}
+# For a student of R1: the prompt opens the thought, as in DeepSeek-R1's advice to begin every reply with "<think>\n", and
+# the assistant's message is kept as it is. In plain text, so that no token of it has an untrained row; a turn ends in
+# the tokenizer's EOS.
+R1_TEMPLATE = (
+    "{{ bos_token if bos_token }}"
+    "{% for message in messages %}"
+    "{% if message.role == 'system' %}{{ message.content }}\n\n"
+    "{% elif message.role == 'user' %}User: {{ message.content }}\n\n"
+    "{% else %}Assistant: {{ message.content }}{{ eos_token }}\n\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: <think>\n{% endif %}"
+)
+TEMPLATES = {"r1-zero": R1_ZERO_TEMPLATE, "r1": R1_TEMPLATE}
 
 
 def render_text(tokenizer: PreTrainedTokenizerBase, problem: Problem, suffix: str = "") -> str:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from rl.language import LANGUAGES, language_of, language_share
+from rl.language import NATURAL, Languages
 from rl.prompts import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 from rl.types import FinishReason, Problem, Rollout, RolloutGroup
 
@@ -62,6 +62,11 @@ _FILLERS = dict.fromkeys(map(ord, "\u115f\u1160\u2800\u3164\uffa0"))  # letters 
 def _holds(text: str, kinds: str) -> bool:
     """Whether the text has a visible character of these kinds, by the first letter of its Unicode category."""
     return any(unicodedata.category(character)[0] in kinds for character in text.translate(_FILLERS))
+
+
+def says_something(text: str) -> bool:
+    """Whether a thought is one: it holds a letter or a digit. `says_something("1+1")`, not `says_something(" ... ")`"""
+    return _holds(text, "LN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,31 +145,32 @@ class LanguageConsistency:
 
     Example, target "en": a thought of 12 English words and 8 Chinese characters -> .6; "2+2=4" -> None; "" -> 0.
 
-    Errors: ValueError for a target that is not in `rl.language.LANGUAGES`.
+    Errors: ValueError for a target that is not in `languages`.
     """
 
     target: str | None  # ISO 639-1; None where the question does not tell
     question: str = ""
+    languages: Languages = NATURAL
 
     def __post_init__(self) -> None:
-        if self.target is not None and self.target not in LANGUAGES:
-            raise ValueError(f"target must be one of {', '.join(sorted(LANGUAGES))}, got {self.target!r}")
+        if self.target is not None and self.target not in self.languages.known:
+            raise ValueError(f"target must be one of {', '.join(sorted(self.languages.known))}, got {self.target!r}")
 
     def __call__(self, rollout: Rollout) -> float | None:
         thought = _THINK_TAGS.sub(" ", _without_copies(thought_of(rollout.completion.text), self.question))
         if not _holds(thought, "LN"):
             return 0.0
-        return None if self.target is None else language_share(thought, self.target)
+        return None if self.target is None else self.languages.share(thought, self.target)
 
 
-def language_consistency(target: str | None = None) -> PerProblem:
+def language_consistency(target: str | None = None, languages: Languages = NATURAL) -> PerProblem:
     """Language consistency with one target for all problems, or (None) with the language of each question.
 
     A question that is too short to tell its language makes the reward abstain for its whole group.
     """
     if target is not None:
-        return PerProblem(lambda problem: LanguageConsistency(target, problem.text))
-    return PerProblem(lambda problem: LanguageConsistency(language_of(problem.text), problem.text))
+        return PerProblem(lambda problem: LanguageConsistency(target, problem.text, languages))
+    return PerProblem(lambda problem: LanguageConsistency(languages.of(problem.text), problem.text, languages))
 
 
 def _without_copies(text: str, question: str) -> str:

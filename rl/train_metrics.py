@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rl.evaluate import count_words
+from rl.general import is_general
 from rl.judging import judging_figures
 from rl.mismatch import Mismatch
 from rl.ranks import ALONE, Ranks
@@ -52,17 +53,21 @@ def rollout_metrics(groups: Sequence[RolloutGroup], task: Task) -> dict[str, flo
     """Reward, accuracy, lengths, truncation and reflection words of one step's rollouts.
 
     `spread_tokens` is the mean over groups of (longest − shortest): once it is near zero a length reward has nothing to
-    choose from. `signal_share`: groups whose total rewards differ. {} without groups.
+    choose from. `signal_share`: groups whose total rewards differ. `general`, where there are any: the share of groups
+    of general prompts, which accuracy leaves out. {} without groups.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     if not rollouts:  # partial rollouts: nothing has closed yet
         return {}
     decided = [rollout for rollout in rollouts if rollout.verdict.decided]
+    general = sum(is_general(group.problem) for group in groups)
+    graded = [r for group in groups if not is_general(group.problem) for r in group.rollouts if r.verdict.decided]
     lengths = np.array([rollout.num_tokens for rollout in rollouts])
     words = [sum(count_words(r.completion.text, task.reflection_words).values()) for r in rollouts]
     return {
         "reward": float(np.mean([rollout.reward for rollout in decided])) if decided else float("nan"),
-        "accuracy": float(np.mean([rollout.right for rollout in decided])) if decided else float("nan"),
+        "accuracy": float(np.mean([rollout.right for rollout in graded])) if graded else float("nan"),
+        **({"general": general / len(groups)} if general else {}),
         "undecided": 1 - len(decided) / len(rollouts),
         **judging_figures(rollout.verdict for rollout in rollouts),
         **task.figures(),

@@ -492,6 +492,7 @@ OTHER |= {
     "reward_language": "{target: en}",
     "reward_repetition": "{weight: 0.1}",
     "reward_models": "[{kind: preference, model: org/rm, weight: 1.0}]",
+    "general": "{prompts: ./problems.jsonl}",
 }
 OTHER |= dict.fromkeys(("reset_optimizer", "bf16", "fp32_head", "gradient_checkpointing", "shard"), "true")
 OTHER |= {
@@ -508,6 +509,7 @@ BESIDE = {
     "weights": ("weight=null", "weights={default: 0.5}"),
     **dict.fromkeys(("scale", "density", "normalize"), TIES),
     "ratio_cap": ("loss=cispo",),
+    "general": ("reward_models=[{kind: preference, model: org/rm, weight: 1.0}]",),
     "tau": ("loss=mirror-descent", "aggregation=sequence-sums", "tau=0.2"),
 }
 

@@ -190,23 +190,30 @@ def test_a_long_row_stops_the_run_or_is_counted(base, tmp_path):
     assert summary["longest_row"] <= 60
 
 
-def test_rows_longer_than_trls_default_are_whole_and_a_trl_that_cuts_is_found_out(base, tmp_path):
+def test_rows_longer_than_trls_default_are_whole_and_a_trl_that_cuts_is_found_out(base, tmp_path, monkeypatch):
     """1,024 is where TRL 1.16 cuts by default."""
     from trl import SFTConfig
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     rows = [TokenRow("row 0", (3, 5), (*[8] * 1500, 1))]
     common = sft.trainer_arguments(
         tmp_path, steps=1, batch_size=1, learning_rate=0.0, warmup_ratio=0.0, min_lr_ratio=0.1, weight_decay=0.0,
         save_every=0, seed=0,
     )  # fmt: skip
+    given: tuple[dict[str, Any], ...] = ({"dataset_kwargs": {"skip_prepare_dataset": True}}, {"max_length": 1024})
+    for changes in given:
+        trainer = sft.make_trainer(load_model(base), load_tokenizer(base), rows, [0], SFTConfig(**(common | changes)))
+        batch = trainer.inputs(trainer.steps[0][0])
+        assert ((batch["labels"] != -100).sum(-1).tolist(), batch["input_ids"].shape[1]) == ([1501], 1503)
+    whole = DataCollatorForLanguageModeling.torch_call
+
+    def cutting(self, examples):
+        return {name: values[:, :1024] for name, values in whole(self, examples).items()}
+
+    monkeypatch.setattr(DataCollatorForLanguageModeling, "torch_call", cutting)
     arguments = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
-    trainer = sft.make_trainer(load_model(base), load_tokenizer(base), rows, [0], arguments)
-    prepared: Any = trainer.train_dataset
-    batch = trainer.data_collator([prepared[0]])
-    assert ((batch["labels"] != -100).sum(-1).tolist(), batch["input_ids"].shape[1]) == ([1501], 1503)
-    cutting: dict[str, Any] = common | {"max_length": 1024}
     with pytest.raises(RuntimeError, match="row 0: TRL would train on other tokens than the guards passed"):
-        sft.make_trainer(load_model(base), load_tokenizer(base), rows, [0], SFTConfig(**cutting))
+        sft.make_trainer(load_model(base), load_tokenizer(base), rows, [0], arguments)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(base, tmp_path):

@@ -125,7 +125,7 @@ def test_a_thought_is_measured_in_its_own_tokens():
     tokenizer = make_tokenizer()
     thought = "47*3=41; 41+08=49; "
     tokens = len(tokenizer(thought, add_special_tokens=False)["input_ids"])
-    whole = spelled(("</think>49", True), (f"{thought}</think>49", True))
+    whole = spelled(("49</think>49", True), (f"{thought}</think>49", True))
     trace = shortest_correct(whole, guards=[hardly_thought(tokens, tokenizer)])
     assert trace is not None
     assert trace.text == f"{thought}</think>49"

@@ -32,8 +32,11 @@ def test_flaws():
         (rollout("<think>a</think>49"), "malformed think"),  # the template has already opened it
         (rollout("a</think><think>49"), "malformed think"),
         (rollout("4=4</think> \n"), "empty answer"),
+        (rollout("<think></think>49"), "malformed think"),
         (rollout("a<|user|></think>49"), "special token in the text"),
-        (rollout("</think>49", tokens=3), "too short"),
+        (rollout("</think>49"), "empty thought"),
+        (rollout(" \n. </think>49"), "empty thought"),
+        (rollout("a</think>49", tokens=3), "too short"),
     ]
     for sample, reason in cases:
         assert flaw(sample, min_tokens=4, forbidden=("<|user|>", "</think>")) == reason, sample.completion.text

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
+from rl.language import NATURAL, Languages
 from rl.types import Completion, Problem, Verdict
 
 # DeepSeek-R1 (Nature version): the reflective words whose counts rise 5-7 times during training of R1-Zero.
@@ -52,6 +53,7 @@ class Task:
     reflection_words: tuple[str, ...]  # counted in completions as a training metric
     limit: UndecidedLimit = UndecidedLimit()
     figures: Callable[[], dict[str, float]] = dict  # what the judge can tell of its last call, for the logs
+    languages: Languages = NATURAL  # how the language of questions and thoughts is told
 
 
 def one_by_one(judge: Callable[[Problem, Completion], Verdict]) -> Judge:

@@ -7,12 +7,20 @@ It stands in for a lab's pre-training and is not part of any method. Recipe: `re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from rl.faults import fault
 from rl.policy import eos_token_id, pad_token_id, save_model
@@ -30,12 +38,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+Demonstrations = Callable[[dict[str, float], Sequence[int], int], Iterator[tuple[Problem, str]]]
+
+
+def make_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A 25-token tokenizer: one token a digit or sign, one for each of ` wait `, ` so `, `; ` and `, `. It decodes to
-    exactly the text it was given. The chat template opens `<think>` in the generation prompt, as R1's students do."""
-    vocab = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *WORDS))}
+    exactly the text it was given. The chat template opens `<think>` in the generation prompt, as R1's students do.
+    `more`: further tokens, words with or without a blank before them (rl/tasks/tiny_words.py)."""
+    vocab = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *WORDS, *more))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?think>| wait | so |; |, |."), "isolated")
+    # Words that were sampled without a blank between them are still those words.
+    words = "".join(f"{token}|" for token in sorted(more, key=len, reverse=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"</?think>| wait | so |; |, |{words}."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -71,6 +85,28 @@ def make_model(hidden: int, layers: int, heads: int, tokenizer: PreTrainedTokeni
         eos_token_id=eos_token_id(tokenizer), pad_token_id=pad_token_id(tokenizer), do_sample=True, temperature=1.0
     )
     return model
+
+
+def grow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, more_tokens: Mapping[str, str]) -> None:
+    """Give a model of the tiny world the tokens that it does not know, in place; each starts close to the known token
+    that `more_tokens` names, so that `four` means `4` from the first step. A model that knows them all stays as it is.
+    """
+    known = len(_embedding(model))
+    if known == len(tokenizer):
+        return
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        weight, ids = _embedding(model), tokenizer.get_vocab()
+        for token, like in more_tokens.items():
+            index, start = ids[token], ids[like]
+            if index >= known:
+                weight[index] = weight[start] + 0.02 * torch.randn_like(weight[start])
+
+
+def _embedding(model: PreTrainedModel) -> torch.Tensor:
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, torch.nn.Embedding)
+    return embedding.weight
 
 
 def _batches(
@@ -115,18 +151,25 @@ def pretrain(
     styles: dict[str, float],
     levels: tuple[int, ...],
     seed: int,
+    stream: Demonstrations = demonstrations,
+    more_tokens: Mapping[str, str] = MappingProxyType({}),
     report: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> None:
-    """Train on demonstrations and write a model folder to `output`. `start` is a model folder to fine-tune, or None."""
+    """Train on demonstrations and write a model folder to `output`. `start` is a model folder to fine-tune, or None.
+
+    `stream` gives the demonstrations. `more_tokens`: tokens that the model knows beside `WORDS`, and the token that
+    each starts as where `start` does not know it yet.
+    """
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(tuple(more_tokens))
     if start is None:
         model = make_model(hidden, layers, heads, tokenizer, seed)
     else:
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+        grow(model, tokenizer, more_tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = max(1, min(100, steps // 10))
-    batches = _batches(demonstrations(styles, levels, seed), tokenizer, batch_size)
+    batches = _batches(stream(styles, levels, seed), tokenizer, batch_size)
     model.train()
     for step in range(1, steps + 1):
         scale = step / warmup if step <= warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))

@@ -1,0 +1,41 @@
+"""The stage of supervised fine-tuning: all processes of a run work on it together."""
+
+from __future__ import annotations
+
+from recipes.runner import StageContext
+from recipes.sft_keys import Sft
+from recipes.stage_inputs import loss_report
+
+
+def sft(context: StageContext) -> None:
+    from distill.sft import Forward, LoraSettings, train
+    from distill.traces import read_traces
+
+    stage: Sft = context.stage
+    train(
+        context.folder,
+        model=context.model(stage.model),
+        traces=read_traces(context.inputs[stage.traces] / "traces.jsonl"),
+        epochs=stage.epochs,
+        learning_rate=stage.learning_rate,
+        batch_size=stage.batch_size,
+        max_length=stage.max_length,
+        seed=context.seed,
+        suffix=context.recipe.problems.prompt_suffix,
+        overflow=stage.overflow,
+        warmup_ratio=stage.warmup_ratio,
+        min_lr_ratio=stage.min_lr_ratio,
+        weight_decay=stage.weight_decay,
+        save_every=stage.save_every,
+        forward=Forward(
+            micro_batch_tokens=stage.micro_batch_tokens,
+            packing=stage.packing,
+            chunked_loss=stage.chunked_loss,
+            gradient_checkpointing=stage.gradient_checkpointing,
+            shard=stage.shard,
+            bf16=stage.bf16,
+        ),
+        lora=None if stage.lora is None else LoraSettings(stage.lora.rank, stage.lora.alpha, stage.lora.targets),
+        ranks=context.ranks,
+        report=loss_report(context),
+    )
