@@ -112,6 +112,7 @@ KNOWN = MappingProxyType(
         **{f"Qwen/Qwen2.5-{kind}": _QWEN_7 for kind in ("7B", "7B-Instruct", "Math-7B", "Math-7B-Instruct")},
         **{f"Qwen/Qwen2.5-14B{kind}": _QWEN_14 for kind in ("", "-Instruct")},
         **{f"Qwen/Qwen2.5-32B{kind}": _QWEN_32 for kind in ("", "-Instruct")},
+        "open-r1/OpenR1-Distill-7B": _QWEN_7,
         "Qwen/QwQ-32B": _QWEN_32,
         "Qwen/QwQ-32B-Preview": _QWEN_32,
         "Qwen/Qwen3-0.6B": _qwen3(1024, 28, 16, 3072, True),

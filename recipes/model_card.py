@@ -31,6 +31,8 @@ LIMITS = {
     "dpo": "Prefers shorter right completions of its parent; probabilities of both sides may have fallen.",
     "simpo": "Prefers shorter right completions of its parent; nothing held it near its parent while it trained.",
     "on_policy": "Follows its teacher token by token on its own samples; no reward was there to keep it right.",
+    "preference_model": "Scores final answers as its pairs rank them, whatever is wrong with those; a policy that is "
+    "paid by it for long learns to exploit it.",
     "merge": "Arithmetic on two parents' weights, without training: between the parents accuracy need not be between "
     "theirs.",
     "merge_search": "Arithmetic on two parents' weights, the weight chosen on dev problems, without training.",
@@ -88,7 +90,7 @@ def _front_matter(stage: Stage) -> str:
     """What the hub indexes. The base model is named only where it has a name there."""
     fields: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if stage.makes == "preference model" else "text-generation",
         "tags": ["reason", "reasoning", stage.method],
     }
     read = [reference for reference in stage.references() if reference.kind == "hub" and reference.wants == "model"]

@@ -83,6 +83,6 @@ class OnPolicy(PolicyKeys):
         if self.teacher_server is not None and self.temperature != 1:
             yield (
                 "teacher_server",
-                f"a server scores at temperature 1, and the student would sample at {self.temperature}: set temperature "
-                "to 1, or load the teacher here",
+                f"a server scores at temperature 1, and the student would sample at {self.temperature}: set "
+                "temperature: 1, or load the teacher here",
             )

@@ -78,10 +78,11 @@ def shape_of(recipe: Recipe, ref: str) -> ModelShape:
     from recipes.schema import read_reference
 
     reference = read_reference(ref, recipe.path.parent, "model", "model")
-    if reference.kind == "folder":
-        return read_shape(str(reference.path))
-    if reference.kind == "hub":
-        return read_shape(ref)
+    if reference.kind != "stage":
+        try:
+            return read_shape(ref if reference.path is None else str(reference.path))
+        except ValueError as unknown:
+            raise NotPlanned(str(unknown)) from unknown
     keys = recipe.stages[ref].config
     if keys.method == "pretrain" and keys.start is None:
         # rl/tasks/tiny_models.make_model: a vocabulary of 25, an MLP 11/4 as wide.
@@ -209,7 +210,7 @@ def _policy(recipe: Recipe, stage: Stage, device: Device, given: Given) -> Work:
         longest=length,
         levers=(
             fewer_sequences("sampling.batch_size"), checkpointing, smaller_micro_batches(), engine, sharding, more_gpus,
-            lora(), engine,
+            lora(),
         ),
     )  # fmt: skip
 
@@ -234,6 +235,7 @@ def _rollouts(
         engines=max(1, given.gpus // parts) if at_once is not None or sampling.replicas > 1 else 1,
         parts=parts,
         reserved=float(engine.get("gpu_memory_utilization", VLLM_SHARE)) if vllm else None,
+        sleeps=bool(engine.get("enable_sleep_mode")),
     )
 
 

@@ -13,7 +13,7 @@ Token = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Prepare(StageKeys):
-    """Give a base model the chat template, end of turn, padding and context that its traces need; weights as they are."""
+    """Give a base model the chat template, end of turn, padding and context that its traces need; same weights."""
 
     REFERENCES: ClassVar[dict[str, str]] = {"model": "model"}
     MAKES: ClassVar[str | None] = "model"
