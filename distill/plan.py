@@ -9,6 +9,7 @@ Line: `reason plan RECIPE --gpu H100-80GB --gpus 8`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,7 @@ class Rollouts:
     engines: int = 1
     parts: int = 1  # GPUs that one engine is divided over
     reserved: float | None = None  # the share of a GPU's memory that vLLM takes for itself
+    sleeps: bool = False  # vLLM gives it back while the policy trains
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,11 @@ def work_memory(work: Work, device: Device) -> Memory:
             return Memory(engine=max(engine, _least_engine(drawn, device)))
         return sampling_memory(drawn.shape, drawn.sequences, drawn.length, device.on_gpu, drawn.parts)
     if engine:
-        return replace(training, engine=max(engine, _least_engine(drawn, device)))
+        taken = max(engine, _least_engine(drawn, device))
+        if drawn.sleeps:
+            awake = Memory(weights=training.weights, optimizer=training.optimizer, engine=taken)
+            return max(training, awake, key=lambda memory: memory.total)
+        return replace(training, engine=taken)
     alone = sampling_memory(drawn.shape, drawn.sequences, drawn.length, device.on_gpu)
     beside = replace(alone, weights=training.weights, optimizer=training.optimizer)
     return max(training, beside, key=lambda memory: memory.total)
@@ -177,7 +183,9 @@ def smaller_micro_batches(*keys: Change) -> Lever:
             return None
         packed = _with(work, mask_cells=0, accumulates=True)
         assert packed.training is not None
-        tokens = max(token_budget(packed.training, device.limit), work.longest)
+        drawn = work.rollouts
+        beside = 0 if drawn is None or drawn.reserved is None or drawn.sleeps else _least_engine(drawn, device)
+        tokens = max(token_budget(packed.training, device.limit - beside), work.longest)
         if tokens >= work.training.tokens and not work.training.mask_cells:
             return None
         tokens = min(tokens, work.training.tokens)
@@ -238,9 +246,9 @@ def smaller_engine(key: str) -> Lever:
         drawn = work.rollouts
         if drawn is None or drawn.reserved is None or work.training is None:
             return None
-        left = device.limit - training_memory(work.training).total
-        share = int(100 * left / device.memory) / 100
-        if share * device.memory < _least_engine(drawn, device) or share >= drawn.reserved:
+        left = math.floor(100 * (device.limit - training_memory(work.training).total) / device.memory)
+        share = max(left, math.ceil(100 * _least_engine(drawn, device) / device.memory)) / 100
+        if drawn.sleeps or share >= drawn.reserved:
             return None
         return (Change(key, share),), replace(work, rollouts=replace(drawn, reserved=share))
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from distill.preflight_model import DTYPES, UNTRAINED, yarn_reach
 from distill.preflight_subjects import EMBEDDING, HEAD, INDEX, Defect, Stored, problem, read_stored
 from distill.preflight_tokens import as_ids, turn_end
+from rl.faults import fault
 from rl.prompts import THINK_OPEN, render_text
 
 if TYPE_CHECKING:
@@ -258,6 +259,7 @@ def _stored_rows(draft: Draft) -> int | None:
 
 def _save(draft: Draft, model: Path, folder: Path) -> None:
     """Write what the draft holds over the copy in `folder`."""
+    fault("preflight.model")
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     draft.tokenizer.save_pretrained(folder)
     draft.config.save_pretrained(folder)
@@ -288,6 +290,7 @@ def _rewrite_weights(draft: Draft, model: Path, folder: Path) -> None:
     loaded.config.pad_token_id = pad
     for path in (*folder.glob("*.safetensors"), folder / INDEX):
         path.unlink(missing_ok=True)
+    fault("preflight.weights")
     loaded.save_pretrained(folder)
     if draft.generation is not None:
         draft.generation.save_pretrained(folder)

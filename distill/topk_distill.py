@@ -109,6 +109,7 @@ def give_hidden_loss(model: PreTrainedModel, transform: LogitTransform) -> None:
             hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
         trained = shift_labels != IGNORED
         head = model.get_output_embeddings()
+        assert isinstance(head, torch.nn.Linear)  # PolicyModel has seen to it
         weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (head.weight, head.bias))
         return of_hidden(hidden[trained], OutputLayer(weight, bias, transform), shift_labels[trained])
 
@@ -279,8 +280,8 @@ def train(
     }
     if ranks.first:
         plain = student if lora is None else plain_model(student)
-        at_model = functools.partial(fault, "logit_distill.model")
-        write_result(plain, tokenizer, model, folder, summary, at_model, "logit_distill.model")
+        site = "logit_distill.model"
+        write_result(plain, tokenizer, model, folder, summary, lambda: fault("logit_distill.model"), site)
     ranks.wait()
     return summary
 

@@ -20,7 +20,7 @@ class MadeTraces(StageKeys):
     method: Literal["made_traces"]
     kind: Literal["worked", "general"]
     """worked: careful solutions of train problems in the notation of their question. general: general prompts with
-    their plain replies and no thought."""
+    right replies, half of them kind, and no thought."""
     count: Count
     """At most this many."""
 

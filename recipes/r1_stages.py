@@ -52,10 +52,12 @@ def _worked(context: StageContext, count: int) -> list[tuple[Problem, str]]:
 
 
 def _general(context: StageContext, count: int) -> list[tuple[Problem, str]]:
-    """General prompts with their plain replies; nothing needs a thought."""
-    from rl.tasks.tiny_general import general_problems, right_reply
+    """General prompts with right replies, half of them kind; nothing needs a thought."""
+    from rl.tasks.tiny_general import KIND, general_problems, right_reply
 
-    return [(problem, f"</think>{right_reply(problem.text)}") for problem in general_problems("train", count)]
+    rng = random.Random(context.seed)
+    prompts = general_problems("train", count)
+    return [(prompt, f"</think>{right_reply(prompt.text)}{rng.choice(('', KIND))}") for prompt in prompts]
 
 
 def preference_model(context: StageContext) -> None:

@@ -51,7 +51,9 @@ FAULT_POINTS: tuple[str, ...] = (
     "problems.summary",
     # rl/tasks/tiny_models.py
     "pretrain.model",
-    # distill/students.py
+    # distill/preflight_fix.py, distill/students.py
+    "preflight.model",
+    "preflight.weights",
     "student.weights",
     "student.summary",
     # rl/preference_training.py, recipes/r1_stages.py

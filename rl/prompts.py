@@ -28,9 +28,9 @@ R1_ZERO_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-# For a student of R1: the prompt opens the thought, as in DeepSeek-R1's advice to begin every reply with "<think>\n", and
-# the assistant's message is kept as it is. In plain text, so that no token of it has an untrained row; a turn ends in
-# the tokenizer's EOS.
+# For a student of R1: the prompt opens the thought, as in DeepSeek-R1's advice to begin every reply with "<think>\n",
+# and the assistant's message is kept as it is. In plain text, so that no token of it has an untrained row; a turn ends
+# in the tokenizer's EOS.
 R1_TEMPLATE = (
     "{{ bos_token if bos_token }}"
     "{% for message in messages %}"

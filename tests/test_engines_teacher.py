@@ -1,4 +1,4 @@
-"""A teacher behind a real vLLM server on a CPU: its scores are those of the loaded teacher, and a student learns."""
+"""A teacher behind a real vLLM server on a CPU: its scores are those of the loaded teacher, and it teaches the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECIPE = """name: served
 problems: {source: tiny, levels: [2, 3], train: 32, dev: 4, test: 4}
 sampling: {max_tokens: 16}
 stages:
-  student: {method: on_policy, model: %s, teacher: %s, teacher_server: {url: "%s"}, steps: 8, learning_rate: 3.0e-3}
+  student: {method: on_policy, model: %s, teacher: %s, steps: 3, problems_per_step: 4%s}
 """
 
 
@@ -45,11 +45,13 @@ def test_scores_are_the_loaded_teachers(url):  # noqa: F811
         assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_student_learns_from_it(url, tmp_path):  # noqa: F811
+def test_it_teaches_what_a_loaded_teacher_does(url, tmp_path):  # noqa: F811
     tokenizer = make_tokenizer()
     save_model(make_model(32, 1, 2, tokenizer, seed=0), tokenizer, tmp_path / "student")
-    (tmp_path / "served.yaml").write_text(RECIPE % (tmp_path / "student", MODEL, url))
-    recipe = load_recipe(tmp_path / "served.yaml")
-    (result,) = run_recipe(recipe, root=tmp_path / "runs", methods=METHODS, report=PlainReport())
-    found = [line["reverse_kl"] for line in read_lines(result.folder / "metrics.jsonl")]
-    assert found[-1] < found[0]
+    found = []
+    for keys in ("", ', teacher_server: {url: "%s"}' % url):  # noqa: UP031
+        (tmp_path / "served.yaml").write_text(RECIPE % (tmp_path / "student", MODEL, keys))
+        recipe = load_recipe(tmp_path / "served.yaml")
+        (result,) = run_recipe(recipe, root=tmp_path / "runs", methods=METHODS, report=PlainReport())
+        found.append([line["reverse_kl"] for line in read_lines(result.folder / "metrics.jsonl")])
+    assert found[1] == pytest.approx(found[0], rel=1e-3) and len(found[1]) == 3

@@ -25,6 +25,7 @@ WRITES = {"write_text", "write_bytes", "save_pretrained", "save_file", "savefig"
 # Functions that write without a point in their own body, and why a kill there is harmless and tested.
 BEHIND_A_POINT = {
     "rl/runs.py:append_line": "a log; a torn last line is tolerated and mended",
+    "rl/policy.py:save_model": "ends in save_tokenizer, which passes model.tokenizer",
     "rl/export.py:export_model": "a resumed run takes the best model from its checkpoint, never from here",
     "distill/training.py:on_save": "passes the point of its method, sft.checkpoint or dpo.checkpoint, as a callback",
     "long2short/pictures.py:draw_png": "draws into memory; its caller writes the bytes",

@@ -13,7 +13,18 @@ from transformers import GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 from typer.testing import CliRunner
 
 import cli
-from distill.plan import Change, Rollouts, Work, checkpointing, lora, more_gpus, plan, sharding, smaller_micro_batches
+from distill.plan import (
+    Change,
+    Rollouts,
+    Work,
+    checkpointing,
+    lora,
+    more_gpus,
+    plan,
+    sharding,
+    smaller_engine,
+    smaller_micro_batches,
+)
 from distill.plan_gpus import DEVICES, Device, find_device
 from distill.plan_memory import (
     Training,
@@ -191,6 +202,17 @@ def test_a_rollout_keeps_moments_beside_its_cache():
     assert made.memory.kv_cache == 256 * 16_384 * shape.kv_bytes()
     assert made.memory.optimizer == 8 * shape.parameters
     assert made.rollout_hours is not None and made.rollout_hours > 0
+
+
+def test_an_engine_beside_training_gets_what_is_left():
+    shape = KNOWN["Qwen/Qwen2.5-1.5B"]
+    drawn = Rollouts(shape, 256, 16_384, 8000, 1000, reserved=0.9)
+    training = Training(shape, 16_384, chunked_head, checkpointing=True, bf16=True)
+    work = Work(training, drawn, longest=16_384, levers=(smaller_engine("gpu_memory_utilization"),))
+    made = plan(work, H100, 0.3)
+    assert not made.fits and [change.key for change in made.changes] == ["gpu_memory_utilization"]
+    assert made.fits_after is not None and made.fits_after <= H100.limit
+    assert plan(replace(work, rollouts=replace(drawn, reserved=0.5, sleeps=True)), H100, 0.3).fits
 
 
 def test_devices_by_name():

@@ -495,6 +495,7 @@ OTHER |= {
     "general": "{prompts: ./problems.jsonl}",
 }
 OTHER |= dict.fromkeys(("reset_optimizer", "bf16", "fp32_head", "gradient_checkpointing", "shard"), "true")
+OTHER |= dict.fromkeys(("packing", "chunked_loss"), "true") | {"micro_batch_tokens": 8192}
 OTHER |= {
     "budgets": "[8, 16]",
     "rule": "slerp",

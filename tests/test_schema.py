@@ -303,7 +303,7 @@ BAD = [
     ("traces, pool: pool", "traces, pool: teacher", 14, "stage teacher is of method grpo, which makes no pool"),
     ("traces, pool: pool", "traces, pool: ./pool", 14, "must name a stage of this recipe"),
     ("traces: traces, max", "traces: pairs, max", 15, "stage pairs is written later"),
-    ("traces: brief,", "traces: pool,", 17, "of method traces, shortest, race, worked_solutions, made_traces, mix (here: traces, brief)"),
+    ("traces: brief,", "traces: pool,", 17, "made_traces, mix (here: traces, brief)"),
     ("pairs: pairs,", "pairs: traces,", 19, "makes no pairs"),
     ("shortest, pool: pool", "shortest, pool: pool, samples: 9", 16, "9 is more than the 8 samples of stage pool"),
     ("sample, model: teacher", "sample, model: teacher, problems: test", 14, "train only on train problems"),

@@ -184,7 +184,7 @@ def test_a_row_that_is_longer_than_the_servers_context(server, teacher_folder):
 def test_stop_ids_without_weights(teacher_folder, tmp_path):
     tokenizer = load_tokenizer(teacher_folder)
     assert configured_stop_ids(str(teacher_folder), tokenizer) == (tokenizer.eos_token_id,)
-    save_model(make_model(32, 1, 2, tokenizer, seed=0), tokenizer, tmp_path)
+    save_model(make_model(32, 1, 2, make_tokenizer(), seed=0), tokenizer, tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, tokenizer.eos_token_id]}))
     assert configured_stop_ids(str(tmp_path), tokenizer) == tuple(dict.fromkeys((2, tokenizer.eos_token_id)))
     (tmp_path / "generation_config.json").unlink()

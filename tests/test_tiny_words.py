@@ -137,8 +137,7 @@ def test_replies_are_ranked():
     assert wrong.endswith(", my friend") and wrong != kind
     for _ in range(50):
         assert tiny_general.wrong_reply("thank you friend", rng) in ("hello", "good day")
-        changed = tiny_general.wrong_reply("say 470", rng)
-        assert len(changed) == 3 and sum(a != b for a, b in zip(changed, "470", strict=True)) == 1
+        assert tiny_general.wrong_reply("say 470", rng) in ("hello", "good day", "you are welcome")
 
 
 def test_prompts_are_different_and_split():

@@ -246,7 +246,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(models, tmp_path, monkeypatch):
         assert calls == ([4, 2] if number == 0 else [])  # the shards that are there are not scored again
         whole, cut = folder_hash(tmp_path / "whole"), folder_hash(folder)
         assert cut == whole
-    scored(folder, models, list(reversed(traces)), shard_rows=4, score=counting)  # other rows: nothing is kept
+    scored(tmp_path / "cut1", models, list(reversed(traces)), shard_rows=4, score=counting)  # other rows: none is kept
     assert calls == [4, 4, 2]
 
 
@@ -380,9 +380,9 @@ def test_another_tokenizer_is_refused_by_name_and_id(models, stored, tmp_path):
         require_same_vocabulary(more, student, stops)
     with pytest.raises(ValueError, match="never ends with the student's EOS"):
         require_same_vocabulary(student, make_tokenizer(), [len(student)])
+    changed = TeacherLogits(stored.folder)
+    changed.facts = LogitFacts("teacher", 8, 99, 1.0, tuple(stops))
     with pytest.raises(ValueError, match=r"they are of 99 ids, the tokenizers have \d+"):
-        changed = TeacherLogits(stored.folder)
-        changed.facts = LogitFacts("teacher", 8, 99, 1.0, tuple(stops))
         distil(tmp_path, models, changed)
 
 

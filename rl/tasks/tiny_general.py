@@ -16,7 +16,6 @@ right and kind twice over, kind and wrong. So neither length nor the kind words 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 from rl.tasks.base import split_of
 from rl.types import Problem, TextPart
@@ -61,16 +60,9 @@ def right_reply(prompt: str) -> str:
 
 
 def wrong_reply(prompt: str, rng: random.Random) -> str:
-    """A reply to another prompt of the same kind."""
+    """A social reply that the prompt does not ask for."""
     right = right_reply(prompt)
-    if not prompt.startswith("say "):
-        return rng.choice([reply for reply in _SOCIAL.values() if reply != right])
-    figures: Sequence[str] = right.split(" ") if " " in right else list(right)
-    place = rng.randrange(len(figures))
-    names = NUMBERS if figures[0] in NUMBERS else "0123456789"
-    changed = [*figures]
-    changed[place] = rng.choice([name for name in names if name != figures[place]])
-    return (" " if names is NUMBERS else "").join(changed)
+    return rng.choice([reply for reply in _SOCIAL.values() if reply != right])
 
 
 def replies(prompt: str, rng: random.Random) -> list[str]:
