@@ -181,7 +181,7 @@ class _Gatherer:
         keys = stage.config
         source = getattr(keys, "traces", None) or getattr(keys, "pairs", None)
         opened = self._source(keys.model) if isinstance(source, str) and hasattr(keys, "max_length") else None
-        model = None if opened is None else self.opened.get((opened, getattr(keys, "template", None)))
+        model = None if opened is None else self.opened.get((*opened, getattr(keys, "template", None)))
         if model is None or not isinstance(source, str):
             return
         rows = self._rows_subject(stage, source, model)
