@@ -44,6 +44,7 @@ from recipes.plan_commands import plan_command
 from recipes.pool_commands import pool_app
 from recipes.preflight_commands import preflight_command
 from recipes.preview_commands import preview_command
+from recipes.r1_eval_commands import r1_eval_command
 from recipes.trace_commands import import_command, traces_app
 
 if TYPE_CHECKING:
@@ -491,6 +492,7 @@ app.command("export")(export_command)
 app.command("plan")(plan_command)
 app.command("preflight")(preflight_command)
 app.command("preview")(preview_command)
+app.command("r1-eval")(r1_eval_command)
 
 
 # --- recipes and the machine -----------------------------------------------------------------------------------------

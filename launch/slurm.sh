@@ -15,7 +15,7 @@ if [ $# -eq 0 ]; then
     exit 2
 fi
 cd "${SLURM_SUBMIT_DIR:-.}"
-HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # all of it is read: with pipefail a closed pipe would end the job
 export HOST
 # $SLURM_NODEID is each node's own, so it is read there.
 srun bash -c 'exec torchrun --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" --nproc-per-node 8 \

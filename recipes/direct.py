@@ -41,6 +41,7 @@ class Draw:
     engine: EngineChoice = field(default_factory=EngineChoice)
     seed: int = 0
     suffix: str = ""
+    force_think: bool = False  # open the thought in the prompt where the model's template does not
 
 
 def problem_set(source: str, split: str | None = None, count: int | None = None, task: str | None = None) -> ProblemSet:
@@ -105,10 +106,13 @@ def sample(
     from rl.policy import load_tokenizer
     from rl.pool import Pool, fill_pool, pool_address
     from rl.pool_parts import part_folder, part_of
+    from rl.prompts import force_think
     from rl.samplers.base import SamplingSettings
 
     settings = SamplingSettings(draw.temperature, draw.top_p, draw.max_tokens)
     tokenizer = load_tokenizer(model)
+    if draw.force_think:
+        force_think(tokenizer)
     address = pool_address(
         model_fingerprint(model), chosen.problems, tokenizer, settings, draw.seed, draw.suffix,
         native=draw.engine.request,

@@ -11,7 +11,7 @@ from pydantic import Field
 from recipes.keys import Count, Keys, Level, Share
 from rl.tasks.puzzle_sets import PuzzlesRefused, look_up
 
-TaskName = Literal["exact", "integers", "math", "code", "constraints", "judge"]
+TaskName = Literal["exact", "integers", "math", "code", "constraints", "choice", "judge"]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s@]+$", max_length=500)]
 Variable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
@@ -79,7 +79,7 @@ class Problems(Keys):
     task: TaskName = "exact"
     """How answers are judged (the tiny world and puzzles have their own judges): exact compares texts and numbers,
     integers reads the last box or number as a whole number, math decides equality of expressions, code runs hidden
-    tests in the sandbox, constraints checks instructions, judge asks a model."""
+    tests in the sandbox, constraints checks instructions, choice reads a letter, judge asks a model."""
     columns: ColumnKeys | None = None
     """Which columns of the source hold what [seen from the first row]."""
     fallback: Literal["none", "number", "formula"] = "none"

@@ -16,7 +16,7 @@ from recipes.loader import likely
 from recipes.problem_keys import ColumnKeys, JudgeKeys, Problems, source_kind
 from rl.problems import Columns
 from rl.sources import read_source
-from rl.tasks import exact, integers, tiny, tiny_words
+from rl.tasks import choice, exact, integers, tiny, tiny_words
 from rl.tasks.base import Task, UndecidedLimit, split_of
 from rl.types import Problem
 
@@ -63,6 +63,10 @@ def _constraints(section: Problems) -> Task:
     return TASK
 
 
+def _choice(section: Problems) -> Task:
+    return choice.TASK
+
+
 def _judge(section: Problems) -> Task:
     from rl.samplers.openai import OpenAIChat
     from rl.tasks.judge import judge_task
@@ -86,6 +90,7 @@ TASKS: dict[str, Callable[[Problems], Task]] = {
     "math": _math,
     "code": _code,
     "constraints": _constraints,
+    "choice": _choice,
     "judge": _judge,
 }
 
@@ -136,6 +141,7 @@ READERS: dict[str, Reader] = {
     "math": read_source,
     "code": _read_code,
     "constraints": _read_constraints,
+    "choice": choice.read_choices,
     "judge": read_source,
 }
 

@@ -51,6 +51,8 @@ FAULT_POINTS: tuple[str, ...] = (
     "problems.summary",
     # rl/tasks/tiny_models.py
     "pretrain.model",
+    # recipes/r1_eval_commands.py
+    "r1eval.results",
     # distill/preflight_fix.py, distill/students.py
     "preflight.model",
     "preflight.weights",

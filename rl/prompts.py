@@ -68,6 +68,16 @@ def prefills_think(tokenizer: PreTrainedTokenizerBase) -> bool:
     return render_text(tokenizer, probe).rstrip().endswith(THINK_OPEN)
 
 
+def force_think(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make every prompt end in `<think>` and a new line, as DeepSeek-R1 advises. A template that opens the thought in
+    its own way stays as it is: that is what its model was trained on."""
+    if prefills_think(tokenizer):
+        return
+    bare = "{{ bos_token if bos_token }}{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    opening = "{% if add_generation_prompt %}" + THINK_OPEN + "\n{% endif %}"
+    tokenizer.chat_template = str(tokenizer.chat_template or bare) + opening
+
+
 def give_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> bool:
     """Give a tokenizer that has no chat template the one of that name; whether it did. Its own always stays.
 
