@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.engines import EngineChoice, open_engine
 from recipes.tasks import open_task, read_problem_file, require_answers, section_for
 from rl.tasks import tiny
 from rl.tasks.base import Task, split_of
-from rl.types import Problem, RolloutGroup
+from rl.types import Completion, Problem, RolloutGroup
+
+if TYPE_CHECKING:
+    from rl.samplers.base import SampleRequest, SamplingSettings
 
 SPLITS = ("train", "dev", "test", "all")
 TINY_LEVELS = (2, 3, 4)
@@ -42,6 +46,20 @@ class Draw:
     seed: int = 0
     suffix: str = ""
     force_think: bool = False  # open the thought in the prompt where the model's template does not
+
+
+class NoEngine:
+    """In the place of a sampler where every sample is there: to judge them takes no engine and no GPU."""
+
+    policy_version = 0
+
+    def sample(
+        self,
+        requests: Sequence[SampleRequest],
+        settings: SamplingSettings,
+        report: Callable[[int], None] = lambda finished: None,
+    ) -> list[Completion]:
+        raise RuntimeError(f"{len(requests)} samples are missing from a pool that was full: has it been changed?")
 
 
 def problem_set(source: str, split: str | None = None, count: int | None = None, task: str | None = None) -> ProblemSet:
@@ -120,7 +138,8 @@ def sample(
     out = out if part is None else part_folder(out, part)
     out.mkdir(parents=True, exist_ok=True)
     pool = Pool.open(out, address)
-    with open_engine(draw.engine, model, tokenizer) as sampler:
+    full = not pool.missing(part_of(chosen.problems, part), draw.samples)
+    with nullcontext(NoEngine()) if full else open_engine(draw.engine, model, tokenizer) as sampler:
         fill_pool(
             pool,
             sampler,

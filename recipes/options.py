@@ -44,6 +44,8 @@ ServerOption = Annotated[
 ]
 TaskOption = Annotated[
     str | None,
-    typer.Option("--task", help="How answers are judged: exact, integers, math, code, constraints  [default: exact]"),
+    typer.Option(
+        "--task", help="How answers are judged: exact, integers, math, code, constraints, choice  [default: exact]"
+    ),
 ]
 SuffixOption = Annotated[str, typer.Option("--prompt-suffix", help="Appended to every question.")]

@@ -115,6 +115,8 @@ class Problems(Keys):
             yield "notations", "only the tiny world has notations; remove this key"
         if (self.task == "judge") != (self.judge is not None):
             yield "judge", "goes with task: judge, and that needs it"
+        if self.task == "choice" and self.columns is not None:
+            yield "columns", "the columns of multiple choice have fixed names (rl/tasks/choice.py); remove this key"
         if self.fallback != "none" and self.task != "math":
             yield "fallback", f"has no effect with task: {self.task}; remove it"
 

@@ -4,7 +4,9 @@
 
 Temperature .6, top-p .95, 32,768 tokens, no system prompt; pass@1 is the mean over k samples and cons@k the majority
 vote of the decided ones; every reply is made to begin with `<think>` and a new line, unless the model's template opens
-the thought itself. `OUT/results.json` holds what a figure depends on; called again, nothing is drawn twice.
+the thought itself. `OUT/results.json` holds what a figure depends on; called again, nothing is drawn twice, and where
+nothing is missing no engine starts. `OUT/drawn.json` keeps which versions and which engine drew, since the ones that
+score a pool again may be others.
 
 Deviations: GPQA's options are shuffled by a seed, not asked in the data set's order; codeforces and the general
 benchmarks are not there.
@@ -13,7 +15,7 @@ benchmarks are not there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +36,7 @@ from recipes.options import (
     TopPOption,
     VllmOption,
 )
+from rl.runs import read_json, versions, write_json
 
 if TYPE_CHECKING:
     from recipes.direct import Draw
@@ -97,20 +100,23 @@ def r1_eval_command(
     from recipes.engines import choose
 
     drawer = choose(engine, batch_size, replicas, vllm or (), server)
+    common = direct.Draw(0, temperature, top_p, max_tokens, drawer, seed, force_think=True)
     chosen = benchmarks_of(only, files or ())
     name = direct.check_model(model)
     found: dict[str, Any] = {}
     with open_report() as report:
         for place, (benchmark, (entry, source)) in enumerate(chosen.items(), start=1):
             problems = direct.problem_set(source, "all", count, entry.task)
-            draw = direct.Draw(
-                samples or entry.samples, temperature, top_p, max_tokens, drawer, seed, entry.suffix, force_think=True
-            )
+            draw = replace(common, samples=samples or entry.samples, suffix=entry.suffix)
             title = f"{benchmark} ({place} of {len(chosen)})"
-            groups = direct.sample(
-                name, problems, out / benchmark, draw,
-                lambda done, total, title=title: report.stage_progress(title, done, total, "completions"),
-            )  # fmt: skip
+            noted = Noted(out / "drawn.json", benchmark, {"engine": drawer.identity(), "versions": all_versions()})
+
+            def progress(done: int, total: int, title: str = title, noted: Noted = noted) -> None:
+                if done < total:
+                    noted.add()
+                report.stage_progress(title, done, total, "completions")
+
+            groups = direct.sample(name, problems, out / benchmark, draw, progress)
             summary, _ = direct.evaluate(groups, problems)
             found[benchmark] = {
                 "source": source,
@@ -118,11 +124,13 @@ def r1_eval_command(
                 "suffix": entry.suffix,
                 "verifier": problems.task.verifier_version,
                 "pool": _address(out / benchmark),
+                "drawn_with": noted.all(),
                 "summary": summary,
             }
-    value = {"model": model, "protocol": protocol_of(name, drawn_by=draw), "benchmarks": found}
-    write_results(out / "results.json", value)
-    show(value, results_text(found), as_json)
+    left_out = [benchmark for benchmark in BENCHMARKS if only is None and benchmark not in chosen]
+    value = {"model": model, "protocol": protocol_of(name, common), "benchmarks": found, "left_out": left_out}
+    write_json(out / "results.json", value, "r1eval.results")
+    show(value, results_text(found, left_out), as_json)
 
 
 def benchmarks_of(only: str | None, files: Sequence[str]) -> dict[str, tuple[Benchmark, str]]:
@@ -165,13 +173,41 @@ def _address(folder: Path) -> dict[str, Any]:
     return Pool.open(folder).address.to_json()
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What has drawn samples of one benchmark, in a file that holds all of them: a pool may be filled in several runs.
+
+    Written before the first sample, so that a killed run is there too.
+    """
+
+    path: Path
+    benchmark: str
+    present: Mapping[str, Any]  # engine and versions of this process
+
+    def all(self) -> list[Any]:
+        return self._read().get(self.benchmark, [])
+
+    def add(self) -> None:
+        noted = self._read()
+        if self.present not in noted.setdefault(self.benchmark, []):
+            noted[self.benchmark].append(dict(self.present))
+            write_json(self.path, noted, "r1eval.drawn")
+
+    def _read(self) -> dict[str, list[Any]]:
+        return read_json(self.path) if self.path.exists() else {}
+
+
+def all_versions() -> dict[str, str | None]:
+    """Those that every stage keeps, and those of what draws and judges here."""
+    return versions("vllm", "math-verify")
+
+
 def protocol_of(model: str, drawn_by: Draw) -> dict[str, Any]:
-    """What the figures depend on beside model and problems: template, sampling, seed, versions."""
+    """What the figures depend on beside model and problems: template, sampling, seed, the versions that scored."""
     from hashlib import sha256
 
     from rl.policy import load_tokenizer
     from rl.prompts import force_think
-    from rl.runs import versions
 
     tokenizer = load_tokenizer(model)
     force_think(tokenizer)
@@ -181,18 +217,12 @@ def protocol_of(model: str, drawn_by: Draw) -> dict[str, Any]:
         "max_tokens": drawn_by.max_tokens,
         "seed": drawn_by.seed,
         "chat_template_sha256": sha256(str(tokenizer.chat_template).encode()).hexdigest(),
-        "versions": versions(),
+        "versions": all_versions(),
     }
 
 
-def write_results(path: Path, value: Mapping[str, Any]) -> None:
-    from rl.runs import write_json
-
-    write_json(path, dict(value), "r1eval.results")
-
-
-def results_text(found: Mapping[str, Any]) -> str:
-    """One line a benchmark: pass@1 with its interval, cons@k, tokens."""
+def results_text(found: Mapping[str, Any], left_out: Sequence[str] = ()) -> str:
+    """One line a benchmark: pass@1 with its interval, cons@k, tokens; and which were not measured."""
     lines = [f"{'benchmark':<14} {'problems':>8}  {'pass@1':<22} {'cons@k':<14} {'tokens':>8} {'truncated':>9}"]
     for name, entry in found.items():
         summary = entry["summary"]
@@ -203,4 +233,5 @@ def results_text(found: Mapping[str, Any]) -> str:
             f"{name:<14} {summary['num_problems']:>8}  {interval:<22} {voted:<14} "
             f"{summary['tokens']['mean']['value']:>8.1f} {summary['truncated']:>9.1%}"
         )
+    lines += [f"{name:<14} not measured: give --file {name}=PATH" for name in left_out]
     return "\n".join(lines)

@@ -52,6 +52,7 @@ FAULT_POINTS: tuple[str, ...] = (
     # rl/tasks/tiny_models.py
     "pretrain.model",
     # recipes/r1_eval_commands.py
+    "r1eval.drawn",
     "r1eval.results",
     # distill/preflight_fix.py, distill/students.py
     "preflight.model",

@@ -75,7 +75,8 @@ def force_think(tokenizer: PreTrainedTokenizerBase) -> None:
         return
     bare = "{{ bos_token if bos_token }}{% for message in messages %}{{ message.content }}\n{% endfor %}"
     opening = "{% if add_generation_prompt %}" + THINK_OPEN + "\n{% endif %}"
-    tokenizer.chat_template = str(tokenizer.chat_template or bare) + opening
+    own = bare if tokenizer.chat_template is None else tokenizer.get_chat_template()  # the default one of several
+    tokenizer.chat_template = own + opening
 
 
 def give_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> bool:

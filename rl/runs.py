@@ -210,8 +210,9 @@ def stage_hash(method: str, config: Mapping[str, Any], inputs: Mapping[str, str]
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:8]
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of what made a folder, from the packages' metadata: nothing is imported for it. None: not installed."""
+def versions(*more: str) -> dict[str, str | None]:
+    """Versions of what made a folder, and of `more` packages, from their metadata; nothing is imported for it. None:
+    not installed."""
 
     def version(name: str) -> str | None:
         try:
@@ -219,7 +220,7 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             return None
 
-    names = ("reason", "torch", "transformers", "trl")
+    names = ("reason", "torch", "transformers", "trl", *more)
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 

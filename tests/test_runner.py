@@ -503,7 +503,11 @@ OTHER |= {
     "density": 0.25,
     "normalize": "false",
     "like": "short",
+    "filters": "{format: true}",
+    "licences": "{made: ours}",
+    "judge": "{kind: preference, model: org/rm}",
 }
+OTHER |= dict.fromkeys(("per_level", "per_source"), "3")
 # What a key needs beside it, before and after it is changed.
 TIES = ("rule=ties", "base=./base", "density=0.5")
 BESIDE = {
@@ -511,8 +515,11 @@ BESIDE = {
     **dict.fromkeys(("scale", "density", "normalize"), TIES),
     "ratio_cap": ("loss=cispo",),
     "general": ("reward_models=[{kind: preference, model: org/rm, weight: 1.0}]",),
+    "judge": ("keep=judge", "judge={kind: preference, model: org/rm}"),
     "tau": ("loss=mirror-descent", "aggregation=sequence-sums", "tau=0.2"),
 }
+
+VALUES_OF = {("traces", "keep"): "stratified", ("traces", "judge"): "{kind: preference, model: org/other}"}
 
 
 def another(key: str, value: object) -> object:
@@ -531,7 +538,8 @@ def test_every_key_of_a_stage_counts_but_those_of_execution(name: str, recipe_fi
     for key in sorted(keys):
         beside = [f"{name}.{other}" for other in BESIDE.get(key, ())]
         before = addresses(load_recipe(recipe_file, beside))
-        change = f"{name}.{key}={another(key, getattr(config, key, None))}"
+        value = VALUES_OF.get((name, key)) or another(key, getattr(config, key, None))
+        change = f"{name}.{key}={value}"
         after = addresses(load_recipe(recipe_file, [*beside, change]))
         hit = {stage for stage in before if before[stage] != after[stage]}
         assert (name in hit) == (key not in EXECUTION_KEYS), key

@@ -6,7 +6,7 @@
 The options are shuffled by the hash of `seed` and the question, so that a row's order depends on nothing else; they are
 part of the question's text, and so of every fingerprint. The letter is read after the last `</think>`: the last box or
 answer tag, else what "answer", "option" or "choice" names last, else a last line that is a letter. A letter elsewhere
-("A charge moves ...") is no answer.
+("A charge moves ...") is no answer, and a box without a letter of its own ("a proton") is a wrong one.
 """
 
 from __future__ import annotations
@@ -25,28 +25,34 @@ from rl.tasks.extraction import final_part, last_answer_tag, last_box, no_answer
 from rl.types import Completion, FinishReason, Outcome, Problem, TextPart, Verdict
 
 LETTERS = "ABCDEFGHIJ"
-_LETTER = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\s*\(?\**([A-Ja-j])\**\)?(?:[.:)}\s].*)?", re.DOTALL)
-_NAMED = re.compile(r"\b(?:answer|option|choice)\b(?:\s+is|\s*:)*\s*\**\(?([A-J])\b(?!')")
+# What LaTeX and Markdown put round a letter.
+_DRESS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\b|\\[()\[\]]|[*$`{}]")
+_LETTER = re.compile(r"(?:(?:answer|option|choice)\b[\s:]*)?\(?([A-J])\)?\s*(?:[.:)].*)?", re.DOTALL | re.IGNORECASE)
+_NAMED = re.compile(
+    r"\b(?i:answer|option|choice)\b[\s:]*(?:(?:is|must|should|would|be)\b[\s:]*){0,2}\(?([A-J])(?![\w'’])"
+    r"(?!(?<=I)\s+[a-z])"  # "the option I choose"
+)
 
 
 def letter_of(text: str, cut_off: bool = False) -> str | None:
     """The letter that a completion gives, None if it gives none.
 
-    `letter_of(r"so</think>\\boxed{C}") == "C"`, `letter_of("The answer is (b).") is None`, with B: "B".
+    `letter_of(r"so</think>\\boxed{C}") == "C"`, `letter_of("**Answer:** B") == "B"`, `letter_of("Answer: b") is None`.
     """
     answer = final_part(text)
     if answer is None or (cut_off and "</think>" not in text):
         return None
     for found in (last_box(answer), last_answer_tag(answer)):
         if found is not None:
-            match = _LETTER.fullmatch(found.strip())
+            match = _LETTER.fullmatch(_DRESS.sub("", found).strip())
             return match[1].upper() if match else None
     if cut_off:
         return None
-    named = _NAMED.findall(answer)
+    plain = _DRESS.sub("", answer)
+    named = _NAMED.findall(plain)
     if named:
         return named[-1]
-    lines = [line.strip(" \t*().:") for line in answer.splitlines() if line.strip()]
+    lines = [line.strip(" \t().:") for line in plain.splitlines() if line.strip()]
     return lines[-1] if lines and lines[-1] in list(LETTERS) else None
 
 
@@ -63,7 +69,7 @@ def _answer(text: str) -> str | None:
     return letter_of(text)
 
 
-TASK = Task("choice", one_by_one(judge), _answer, "choice-1", REFLECTION_WORDS)
+TASK = Task("choice", one_by_one(judge), _answer, "choice-2", REFLECTION_WORDS)
 
 
 def read_choices(source: str | Path, columns: Columns | None = None, seed: int = 0) -> list[Problem]:
