@@ -73,14 +73,15 @@ def r1_eval_command(
         "r1-eval"
     ),
     only: Annotated[
-        str | None, typer.Option("--only", metavar="NAME,NAME", help="These benchmarks  [all that can be had]")
+        str | None,
+        typer.Option("--only", metavar="NAME,NAME", help="Only these of aime24, math500, gpqa-d and livecodebench."),
     ] = None,
     files: Annotated[
         list[str] | None,
         typer.Option("--file", metavar="NAME=PATH", help="A local file or another hub id for a benchmark. Repeat it."),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", "-k", min=1, help="Completions per problem  [the paper's]")
+        int | None, typer.Option("--samples", "-k", min=1, help="Completions per problem, in place of the paper's.")
     ] = None,
     count: CountOption = None,
     temperature: TemperatureOption = 0.6,
@@ -109,7 +110,8 @@ def r1_eval_command(
             problems = direct.problem_set(source, "all", count, entry.task)
             draw = replace(common, samples=samples or entry.samples, suffix=entry.suffix)
             title = f"{benchmark} ({place} of {len(chosen)})"
-            noted = Noted(out / "drawn.json", benchmark, {"engine": drawer.identity(), "versions": all_versions()})
+            drawing = {"engine": {"engine": drawer.name} | drawer.identity(), "versions": all_versions()}
+            noted = Noted(out / "drawn.json", benchmark, drawing)
 
             def progress(done: int, total: int, title: str = title, noted: Noted = noted) -> None:
                 if done < total:

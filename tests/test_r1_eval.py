@@ -205,7 +205,9 @@ def test_the_protocol_on_local_files_and_again(tmp_path, plain, files, capsys, m
     entry = value["benchmarks"]["aime24"]
     assert (entry["pool"]["max_tokens"], entry["samples"], entry["verifier"][:4]) == (12, 2, "math")
     assert {"model", "problems", "template"} <= entry["pool"].keys()
-    assert entry["drawn_with"] == [{"engine": {"batch_size": 256}, "versions": protocol["versions"]}]
+    assert entry["drawn_with"] == [
+        {"engine": {"engine": "transformers", "batch_size": 256}, "versions": protocol["versions"]}
+    ]
     tokenizer = AutoTokenizer.from_pretrained(str(plain))
     forced = tokenizer("<think>\n", add_special_tokens=False)["input_ids"]
     for name, rows in ROWS.items():
