@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
 from recipes.schema import load_recipe, shipped_recipes
 
@@ -20,9 +20,9 @@ NAMED = r"(?:cli run|launch/slurm\.sh|RECIPE[=:]) ?([a-z0-9.-]+-[a-z0-9.-]+[a-z0
 @pytest.mark.parametrize("name", CONFIGS)
 def test_accelerate_takes_the_config(name):
     config = load_config_from_file(str(ROOT / "launch" / f"{name}.yaml"))
-    assert (str(getattr(config.distributed_type, "value", config.distributed_type)), config.num_processes) == CONFIGS[
-        name
-    ]
+    assert isinstance(config, ClusterConfig)
+    found = (str(getattr(config.distributed_type, "value", config.distributed_type)), config.num_processes)
+    assert found == CONFIGS[name]
 
 
 def test_the_slurm_script_is_a_script_and_wants_a_recipe():
