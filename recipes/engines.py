@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from recipes.servers import ServerChoice
-from rl.samplers.vllm_http import server_root
+from rl.samplers.address import server_root
 from rl.samplers.vllm_settings import refuse_settings
 
 if TYPE_CHECKING:

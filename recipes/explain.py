@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from recipes.keys import MAPPING, PLAIN, StageKeys
+from recipes.keys import MAPPING, PLAIN, StageKeys, key_descriptions
 from recipes.loader import Document, Fault, Loc, RecipeError, describe, likely, parse_value
 from recipes.methods import METHOD_KEYS
 
@@ -185,8 +185,8 @@ def _unknown_key(model: type[BaseModel] | None, key: str) -> str:
 def _missing_key(model: type[BaseModel] | None, key: str | int) -> str:
     if isinstance(key, int):
         return "the list is too short"
-    field = model.model_fields.get(key) if model is not None else None
-    about = f" ({field.description.split('. ')[0].rstrip('.')})" if field is not None and field.description else ""
+    words = key_descriptions(model).get(key) if model is not None else None
+    about = f" ({words.split('. ')[0].rstrip('.')})" if words else ""
     return f"required key is missing{about}"
 
 

@@ -7,41 +7,21 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from recipes.keys import Keys, Rate, Ref
+from recipes.keys import Rate, Ref
 from recipes.policy_keys import PolicyKeys
 from recipes.rl_keys import Collapse
-from rl.samplers.vllm_http import KEY_OR_TUNNEL, PATIENCE, Server, server_root
+from recipes.server_keys import AddressKeys
 
 Text = Annotated[str, Field(max_length=10_000)]
 
 
-class TeacherServer(Keys):
+class TeacherServer(AddressKeys):
     """vLLM servers that you started with the teacher (`vllm serve TEACHER`)."""
 
-    url: str | list[str]
-    """The address of the server, such as http://127.0.0.1:8000, or a list of several."""
     model: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     """What the server calls the teacher [the teacher's hub id or folder]."""
-    api_key_variable: str | None = None
-    """The environment variable that holds the key; wanted for a server that is not on this machine."""
     connections: Annotated[int, Field(ge=1, le=4096)] = 32
     """Requests under way on each server at most."""
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        return (self.url,) if isinstance(self.url, str) else tuple(self.url)
-
-    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
-        try:
-            servers = [Server(server_root(url), self.api_key_variable, PATIENCE) for url in self.urls]
-        except ValueError as error:
-            yield "url", str(error)
-            return
-        if not servers or len({server.url for server in servers}) < len(servers):
-            yield "url", "name at least one server, and each once"
-        for url in (server.url for server in servers if not server.local):
-            if self.api_key_variable is None:
-                yield "api_key_variable", f"{url} is not on this machine: {KEY_OR_TUNNEL}"
 
 
 class OnPolicy(PolicyKeys):

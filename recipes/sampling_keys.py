@@ -9,8 +9,8 @@ from pydantic import Field
 
 from recipes.engines import EngineChoice, server_conflicts
 from recipes.keys import Count, Keys, Temperature, TopP
+from recipes.server_keys import AddressKeys
 from recipes.servers import Nccl, ServerChoice
-from rl.samplers.vllm_http import KEY_OR_TUNNEL, PATIENCE, Server, server_root
 from rl.samplers.vllm_settings import closed_settings
 
 
@@ -35,13 +35,9 @@ class NcclKeys(Keys):
     """The first of the ports at which the trainer waits, one a server."""
 
 
-class ServerKeys(Keys):
+class ServerKeys(AddressKeys):
     """vLLM servers that you started (`vllm serve`); one run uses them at a time."""
 
-    url: str | list[str]
-    """The address of the server, such as http://127.0.0.1:8000, or a list of several."""
-    api_key_variable: str | None = None
-    """The environment variable that holds the key; wanted for a server that is not on this machine."""
     folder: str | None = None
     """Where new weights are put for the servers to read: a folder that both sides see [/dev/shm]."""
     nccl: NcclKeys | None = None
@@ -51,22 +47,11 @@ class ServerKeys(Keys):
     connections: Annotated[int, Field(ge=1, le=4096)] = 128
     """Requests under way on each server at most."""
 
-    @property
-    def urls(self) -> tuple[str, ...]:
-        return (self.url,) if isinstance(self.url, str) else tuple(self.url)
-
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
-        try:
-            servers = [Server(server_root(url), self.api_key_variable, PATIENCE) for url in self.urls]
-        except ValueError as error:
-            yield "url", str(error)
-            return
-        if not servers or len({server.url for server in servers}) < len(servers):
-            yield "url", "name at least one server, and each once"
-        for url in (server.url for server in servers if not server.local):
-            if self.api_key_variable is None:
-                yield "api_key_variable", f"{url} is not on this machine: {KEY_OR_TUNNEL}"
-            if self.nccl is None and self.folder is None:
+        wrong = list(super().problems_with_keys())
+        yield from wrong
+        if self.folder is None and self.nccl is None and not any(key == "url" for key, _ in wrong):
+            for url in self.far():
                 yield "folder", f"{url} is not on this machine: name a folder that it sees too, or nccl"
         if self.folder is not None and self.nccl is not None:
             yield "folder", "with nccl no weights go through files: remove one of the two"
@@ -75,8 +60,7 @@ class ServerKeys(Keys):
     def choice(self) -> ServerChoice:
         nccl = None if self.nccl is None else Nccl(self.nccl.address, self.nccl.port)
         return ServerChoice(
-            tuple(server_root(url) for url in self.urls),
-            self.api_key_variable, self.folder, nccl, self.tolerance, self.connections,
+            self.urls, self.api_key_variable, self.folder, nccl, self.tolerance, self.connections,
         )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Workers that hang, die, lie or eat memory: every request gets its answer, and the pool is whole again."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 import time
@@ -66,9 +67,8 @@ def states(pids):
     """R, S, Z ... of processes; those that are gone are left out."""
     found = []
     for pid in pids:
-        stat = Path(f"/proc/{pid}/stat")
-        if stat.exists():
-            found.append(stat.read_text().rpartition(")")[2].split()[0])
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.append(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
     return found
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ipaddress
 import json
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from rl.samplers.address import KEY_OR_TUNNEL, Address, server_root
 from rl.samplers.base import StaleEngine
 from rl.samplers.openai import Patience
 
@@ -28,10 +27,6 @@ PATIENCE = Patience(timeout=600.0)  # of silence: a long completion says nothing
 CONNECT_SECONDS = 30.0
 # What a generation config may add to a request: here, only what the caller names.
 NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-KEY_OR_TUNNEL = (
-    "whoever reaches it could change its weights. Give it a key and name its variable (api_key_variable), or reach it "
-    "by an SSH tunnel as http://127.0.0.1:port"
-)
 
 
 class ServerError(RuntimeError):
@@ -47,32 +42,14 @@ class Missing(ServerError):
 
 
 @dataclass(slots=True)
-class Server:
+class Server(Address):
     """A server's address and what it has said of itself."""
 
-    url: str  # without a slash at its end
-    api_key_variable: str | None
     patience: Patience
     model: str = ""
     max_model_len: int = 0
     weight_version: str | None = None  # what it should say; None: it keeps none
     guarded: bool = False  # it has refused an order without a key
-
-    @property
-    def local(self) -> bool:
-        host = urlsplit(self.url).hostname or ""
-        with contextlib.suppress(ValueError):
-            return ipaddress.ip_address(host).is_loopback
-        return host == "localhost"
-
-    def key(self) -> str:
-        """Read anew whenever it is used, and kept nowhere."""
-        if self.api_key_variable is None:
-            return ""
-        key = os.environ.get(self.api_key_variable, "").strip()
-        if not key or not key.isascii() or not key.isprintable():
-            raise ValueError(f"the environment variable {self.api_key_variable} holds no key")
-        return key
 
     def order(self, path: str, body: Mapping[str, Any] | None = None, method: str = "POST") -> dict[str, Any]:
         """Change something in the server. Asked once: an order that was cut off may have been carried out.
@@ -279,24 +256,6 @@ def open_servers(urls: str | Sequence[str], api_key_variable: str | None, patien
         if not server.local and api_key_variable is None:
             raise ValueError(f"{server.url} is not on this machine: {KEY_OR_TUNNEL}")
     return servers
-
-
-def server_root(url: str) -> str:
-    """The server's root: `server_root("http://gpu7:8000/") == "http://gpu7:8000"`.
-
-    Errors: ValueError for what is no such URL; it does not repeat the URL, which may hold a password.
-    """
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise ValueError("the URL of a vLLM server cannot be read; write it as http://host:port") from None
-    wrong = "@" in parts.netloc or parts.query or parts.fragment or not url.isprintable() or " " in url
-    if parts.scheme not in ("http", "https") or not parts.hostname or wrong:
-        raise ValueError("the URL of a vLLM server is http://host:port or https://…, without user, query or blanks")
-    if parts.path.rstrip("/").endswith("/v1"):
-        raise ValueError("the URL of a vLLM server is its root, without /v1: its weights are loaded from there")
-    return url.rstrip("/")
 
 
 def again(work: Callable[[], Result], patience: Patience, seed: int = 0, stop: threading.Event | None = None) -> Result:
