@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recipes.loader import likely
 from recipes.options import (
     BatchOption,
     CountOption,
@@ -36,7 +35,6 @@ from recipes.options import (
     TopPOption,
     VllmOption,
 )
-from rl.runs import read_json, versions, write_json
 
 if TYPE_CHECKING:
     from recipes.direct import Draw
@@ -99,6 +97,7 @@ def r1_eval_command(
     from recipes import direct
     from recipes.console import open_report, show
     from recipes.engines import choose
+    from rl.runs import write_json
 
     drawer = choose(engine, batch_size, replicas, vllm or (), server)
     common = direct.Draw(0, temperature, top_p, max_tokens, drawer, seed, force_think=True)
@@ -161,6 +160,8 @@ def benchmarks_of(only: str | None, files: Sequence[str]) -> dict[str, tuple[Ben
 
 
 def _known(name: str, option: str) -> str:
+    from recipes.loader import likely
+
     if name not in BENCHMARKS:
         raise ValueError(
             f"{option}: there is no benchmark {name[:40]!r}{likely(name, BENCHMARKS)}; they are {', '.join(BENCHMARKS)}"
@@ -190,17 +191,23 @@ class Noted:
         return self._read().get(self.benchmark, [])
 
     def add(self) -> None:
+        from rl.runs import write_json
+
         noted = self._read()
         if self.present not in noted.setdefault(self.benchmark, []):
             noted[self.benchmark].append(dict(self.present))
             write_json(self.path, noted, "r1eval.drawn")
 
     def _read(self) -> dict[str, list[Any]]:
+        from rl.runs import read_json
+
         return read_json(self.path) if self.path.exists() else {}
 
 
 def all_versions() -> dict[str, str | None]:
     """Those that every stage keeps, and those of what draws and judges here."""
+    from rl.runs import versions
+
     return versions("vllm", "math-verify")
 
 

@@ -1,4 +1,4 @@
-"""The real language model: two steps of every stage of recipes/smollm2-135m.yaml, on the CPU."""
+"""The real language model: two steps of every stage of recipes/smollm2-135m.yaml and -distill.yaml, on the CPU."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ SMALL = (
     "rl.micro_batch_tokens=1024", "frontier.samples=1",
     "rl.soft_overlong=40",  # hardly anything is solved in 48 tokens; telling long from short makes a gradient
 )  # fmt: skip
+# The cold start takes four steps: after two nothing is right and there is no trace, after six hardly anything is wrong.
+DISTILL = (
+    "problems.prompt_suffix=''", "sampling.max_tokens=40", "sampling.batch_size=16", "problems.test=2",
+    "worked.count=4", "cold.epochs=4", "cold.batch_size=4", "cold.learning_rate=3e-4",
+    "rl.steps=2", "rl.problems_per_step=2", "rl.group_size=4", "rl.warmup_steps=1", "rl.eval_every=0",
+    "rl.save_every=9", "rl.bf16=false", "rl.micro_batch_tokens=1024", "pool.count=4", "pool.samples=4",
+    "traces.per_problem=1", "student.epochs=2", "student.batch_size=2",
+)  # fmt: skip
 NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hal", "Ida", "Jon")
 THINGS = ("clips", "shells", "coins", "books", "plums")
 
@@ -54,6 +62,16 @@ def mawps_row(index: int) -> dict[str, object]:
     }
 
 
+def sum_row(index: int) -> dict[str, str]:
+    """A made row that the model can solve: one step, sums up to 10."""
+    name, thing, first, second = NAMES[index % 10], THINGS[index // 2 % 5], 2 + index // 4, 1 + index % 4
+    total = first + second
+    return {
+        "question": f"{name} has {first} {thing} and finds {second}. How many now?",
+        "answer": f"{first}+{second} = <<{first}+{second}={total}>>{total}\n#### {total}",
+    }
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder of runs for the module, so that the model is unpacked once."""
@@ -70,12 +88,15 @@ def made_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"words.files=[{paths[0]}, {paths[1]}]", f"solved.files=[{paths[0]}]"]
 
 
-def run(runs: Path, overrides: list[str], targets: list[str] | None = None) -> dict[str, Path]:
+def run(
+    runs: Path, overrides: list[str], targets: list[str] | None = None, name: str = "smollm2-135m"
+) -> dict[str, Path]:
     from recipes.console import PlainReport
     from recipes.runner import run_recipe
     from recipes.stages import METHODS
 
-    recipe = load_recipe("smollm2-135m", [*SMALL, *overrides])
+    small = {"smollm2-135m": SMALL, "smollm2-distill": DISTILL}[name]
+    recipe = load_recipe(name, [*small, *overrides])
     results = run_recipe(recipe, root=runs, methods=METHODS, report=PlainReport(), targets=targets)
     return {result.name: result.folder for result in results}
 
@@ -133,6 +154,27 @@ def test_two_steps_of_every_stage_on_made_rows(runs, made_files):
     assert [row["name"] for row in frontier["rows"]] == ["base", "sft", "rl"]
     pool = "".join(path.read_text() for path in (folders["frontier.base"] / "pool").glob("samples-*.jsonl"))
     assert pool.count("\n") == 2
+
+
+def test_a_teacher_is_distilled_into_the_fresh_model(runs, made_files, tmp_path):
+    """Only right, well-formed samples of the RL model become traces, and the student starts where nothing is known."""
+    made = tmp_path / "sums.jsonl"
+    made.write_text("".join(json.dumps(sum_row(index)) + "\n" for index in range(20)))
+    fresh = run(runs, made_files, targets=["start"])["start"] / "model"  # unpacked by the other recipe
+    overrides = [f"words.files=[{made}]", f"solved.files=[{made}]", f"cold.model={fresh}", f"student.model={fresh}"]
+    folders = run(runs, overrides, ["student"], "smollm2-distill")
+    losses = {stage: [line["loss"] for line in metrics(folders[stage])] for stage in ("cold", "student")}
+    assert losses["cold"][3] < 0.5 < 2 < losses["student"][0]
+    assert max(line["signal_share"] for line in metrics(folders["rl"])) > 0
+
+    summary = json.loads((folders["traces"] / "summary.json").read_text())
+    assert summary["kept"] + sum(summary["dropped"].values()) == summary["pool"] == 16
+    answers = {str(row["question"]): row["answer"].rpartition(" ")[2] for row in map(sum_row, range(20))}
+    traces = [json.loads(line) for line in (folders["traces"] / "traces.jsonl").read_text().splitlines()]
+    assert len(traces) == summary["kept"] == len(losses["student"]) >= 2
+    assert losses["student"][-1] < losses["student"][0]
+    for trace in traces:
+        assert trace["text"].startswith("<think>\n") and trace["text"].endswith(f"{{{answers[trace['question']]}}}")
 
 
 @pytest.mark.skipif("REASON_DATA" not in os.environ, reason="set REASON_DATA to a folder with gsm8k-train.jsonl")
