@@ -99,7 +99,7 @@ def measure(setting: Setting, folder: Path) -> None:
     import peft  # noqa: F401  # imported by LoRA; before the model loads it is not the model's memory
     import torch
 
-    from distill.sft import Forward, LoraSettings, train
+    from distill.sft import Forward, LoraSettings, SftSettings, train
     from distill.traces import Trace
     from rl.policy import load_tokenizer
     from rl.prompts import render_prompt
@@ -115,13 +115,15 @@ def measure(setting: Setting, folder: Path) -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     with tempfile.TemporaryDirectory() as out:
         train(
-            Path(out), model=folder, traces=traces, epochs=1, learning_rate=1e-4, batch_size=setting.rows,
-            max_length=setting.length, seed=0, save_every=0,
-            forward=Forward(
-                micro_batch_tokens=setting.micro_batch_tokens, chunked_loss=setting.chunked,
-                gradient_checkpointing=setting.checkpointing,
+            Path(out), model=folder, traces=traces,
+            settings=SftSettings(
+                epochs=1, learning_rate=1e-4, batch_size=setting.rows, max_length=setting.length, seed=0, save_every=0,
+                forward=Forward(
+                    micro_batch_tokens=setting.micro_batch_tokens, chunked_loss=setting.chunked,
+                    gradient_checkpointing=setting.checkpointing,
+                ),
+                lora=None if setting.lora is None else LoraSettings(rank=setting.lora),
             ),
-            lora=None if setting.lora is None else LoraSettings(rank=setting.lora),
             report=lambda step, total, metrics: seen.append((status("VmHWM"), time.process_time())),
         )  # fmt: skip
     print(json.dumps({"bytes": seen[-1][0] - before, "seconds": min(b[1] - a[1] for a, b in pairwise(seen))}))

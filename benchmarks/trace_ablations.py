@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from distill.selection import Chooser, at_random, shortest
-from distill.sft import train
+from distill.sft import SftSettings, train
 from distill.traces import Trace, has_special, make_trace, select_traces
 from recipes.runner import plan_stages
 from recipes.schema import load_recipe
@@ -82,9 +82,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             train(
-                folder, model=folders["base"] / "model", traces=[traces[index] for index in kept], epochs=sft.epochs,
-                learning_rate=sft.learning_rate, batch_size=sft.batch_size, max_length=sft.max_length, seed=seed,
-                warmup_ratio=sft.warmup_ratio, save_every=0,
+                folder, model=folders["base"] / "model", traces=[traces[index] for index in kept],
+                settings=SftSettings(
+                    sft.epochs, sft.learning_rate, sft.batch_size, sft.max_length, seed,
+                    warmup_ratio=sft.warmup_ratio, save_every=0,
+                ),
             )  # fmt: skip
             model, tokenizer = load_model(str(folder / "model")), load_tokenizer(folder / "model")
             sampler = TransformersSampler(model, tokenizer, recipe.sampling.batch_size)

@@ -12,7 +12,7 @@ Line: `reason distill RECIPE`, the stage with `method: sft`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -97,6 +97,35 @@ class Forward:
         return whole_share if self.micro_batch_tokens is None else PaddedCut(self.micro_batch_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class SftSettings:
+    """How to train on rows, whatever the loss.
+
+    `max_length` counts prompt, completion and EOS in the student's tokens; `batch_size` rows are an optimizer step over
+    all processes; `save_every` is in steps, 0 for none. With `lora` only adapters train, and the model that is written
+    has them merged in. Example: 10 rows, 3 epochs, batches of 4 are ceil(30 / 4) = 8 steps.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    max_length: int
+    seed: int
+    suffix: str = ""  # of the prompt
+    overflow: Overflow = "refuse"
+    warmup_ratio: float = 0.03
+    min_lr_ratio: float = 0.1
+    weight_decay: float = 0.0
+    save_every: int = 100
+    forward: Forward = Forward()
+    lora: LoraSettings | None = None
+
+    def schedule(self) -> dict[str, Any]:
+        """The numbers that say what is learnt from given rows in a given order."""
+        names = ("epochs", "learning_rate", "batch_size", "max_length", "warmup_ratio", "min_lr_ratio", "weight_decay")
+        return {name: getattr(self, name) for name in (*names, "save_every")}
+
+
 class GuardedSFTTrainer(TrainerGuards, SFTTrainer):
     """TRL's trainer on rows that are already token ids and labels.
 
@@ -153,77 +182,90 @@ class GuardedSFTTrainer(TrainerGuards, SFTTrainer):
                 metrics[name][-len(counts) :] = [mean]
 
 
+# (student, rows, their order, arguments, how a step is cut) -> the trainer
+MakeTrainer = Callable[[Any, Sequence[TokenRow], Sequence[int], SFTConfig, Cut], GuardedSFTTrainer]
+
+
 def train(
     folder: Path,
     *,
     model: str | Path,
     traces: Sequence[Trace],
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    max_length: int,
-    seed: int,
-    suffix: str = "",
-    overflow: Overflow = "refuse",
-    warmup_ratio: float = 0.03,
-    min_lr_ratio: float = 0.1,
-    weight_decay: float = 0.0,
-    save_every: int = 100,
-    forward: Forward | None = None,
-    lora: LoraSettings | None = None,
+    settings: SftSettings,
     ranks: Ranks = ALONE,
     report: Report = lambda step, total, metrics: None,
 ) -> dict[str, Any]:
     """Fine-tune `model` on `traces`; writes `folder/model`, `metrics.jsonl` and `summary.json`, returns the summary.
 
-    `max_length` counts prompt, completion and EOS in the student's tokens; `batch_size` rows are an optimizer step over
-    all processes. `save_every` is in steps, 0 for none. With `lora` only adapters train, and `folder/model` has them
-    merged in. Killed and called again with the same arguments, it goes on from the last checkpoint, on any number of
-    processes; on CPU and the same number it ends with the same bytes. Every one of `ranks` calls it; the first writes.
+    Killed and called again with the same arguments, it goes on from the last checkpoint, on any number of processes; on
+    CPU and the same number it ends with the same bytes. Every one of `ranks` calls it; the first writes.
 
     Errors: ValueError for a row that the guards refuse; FloatingPointError for a loss that is not finite.
-    Steps: 10 traces, 3 epochs, batches of 4 are ceil(30 / 4) = 8 steps.
     """
-    forward = forward or Forward()
-    settings = {
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "max_length": max_length,
-        "warmup_ratio": warmup_ratio,
-        "min_lr_ratio": min_lr_ratio,
-        "weight_decay": weight_decay,
-        "save_every": save_every,
-    }
-    check_settings(**settings)
-    cut = forward.cut(max_length)
     tokenizer = load_tokenizer(model)
-    rows, num_dropped = within_length(tokenize_traces(tokenizer, traces, suffix), max_length, overflow)
-    order = row_order(len(rows), epochs, seed)
-    tokens = tokens_after_steps([len(row.completion_ids) for row in rows], order, batch_size)
-    call = fingerprint([asdict(row) for row in rows], settings, lora, forward.bf16, seed)
+
+    def trainer(student: Any, rows: Any, order: Any, arguments: SFTConfig, cut: Cut) -> GuardedSFTTrainer:
+        return make_trainer(student, tokenizer, rows, order, arguments, settings.forward, cut, ranks)
+
+    return train_on_rows(
+        folder, model, tokenizer, tokenize_traces(tokenizer, traces, settings.suffix), settings, trainer,
+        at_checkpoint=lambda: fault("sft.checkpoint"), at_model=lambda: fault("sft.model"), site="sft.model",
+        ranks=ranks, report=report,
+    )  # fmt: skip
+
+
+def train_on_rows(
+    folder: Path,
+    model: str | Path,
+    tokenizer: Any,
+    rows: Sequence[TokenRow],
+    settings: SftSettings,
+    make_trainer: MakeTrainer,
+    *,
+    at_checkpoint: Callable[[], None],
+    at_model: Callable[[], None],
+    site: str,
+    loss: Sequence[object] = (),
+    facts: Mapping[str, object] | None = None,
+    ranks: Ranks,
+    report: Report,
+) -> dict[str, Any]:
+    """What every training on rows has around its trainer: order, arguments, checkpoints, the model and its summary.
+
+    `loss` names the loss with its parameters, so that a checkpoint is only gone on with under the same; `facts` go into
+    the summary; `at_checkpoint`, `at_model` and `site` are the method's fault points.
+    """
+    schedule = settings.schedule()
+    check_settings(**schedule)
+    cut = settings.forward.cut(settings.max_length)
+    seed, forward, lora = settings.seed, settings.forward, settings.lora
+    rows, num_dropped = within_length(rows, settings.max_length, settings.overflow)
+    order = row_order(len(rows), settings.epochs, seed)
+    tokens = tokens_after_steps([len(row.completion_ids) for row in rows], order, settings.batch_size)
+    call = fingerprint([asdict(row) for row in rows], schedule, *loss, lora, forward.bf16, seed)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         clear_scratch(folder)
-    del settings["epochs"], settings["max_length"]
+    del schedule["epochs"], schedule["max_length"]
     arguments = SFTConfig(
         **trainer_arguments(
-            folder, steps=len(tokens), seed=seed, **settings, bf16=forward.bf16,
+            folder, steps=len(tokens), seed=seed, **schedule, bf16=forward.bf16,
             gradient_checkpointing=forward.gradient_checkpointing, shard=forward.shard, ranks=ranks,
         ),
         dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
     ranks.wait()
-    student = load_student(model, max_length, lora, seed)
-    trainer = make_trainer(student, tokenizer, rows, order, arguments, forward, cut, ranks)
-    trainer.add_callback(StageCallback(folder, tokens, call, lambda: fault("sft.checkpoint"), report, ranks))
+    student = load_student(model, settings.max_length, lora, seed)
+    trainer = make_trainer(student, rows, order, arguments, cut)
+    trainer.add_callback(StageCallback(folder, tokens, call, at_checkpoint, report, ranks))
     run_trainer(trainer, folder, call, ranks)
     if trainer.is_fsdp_enabled:
-        student = _gathered(trainer, partial(load_student, model, max_length, lora, seed), ranks)
+        student = _gathered(trainer, partial(load_student, model, settings.max_length, lora, seed), ranks)
     summary = {
         "rows": len(rows),
         "dropped": {"longer than max_length": num_dropped},
-        "epochs": epochs,
+        **(facts or {}),
+        "epochs": settings.epochs,
         "steps": len(tokens),
         "tokens": tokens[-1],
         "longest_row": max(map(len, rows)),
@@ -231,7 +273,7 @@ def train(
     }
     if ranks.first:
         plain = student if lora is None else plain_model(student)
-        write_result(plain, tokenizer, model, folder, summary, lambda: fault("sft.model"), "sft.model")
+        write_result(plain, tokenizer, model, folder, summary, at_model, site)
     ranks.wait()
     return summary
 

@@ -11,6 +11,8 @@ Line: `reason distill RECIPE`, the key `chunked_loss: true` of a stage with `met
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,25 +24,33 @@ from distill.guards import IGNORED
 from rl.logprobs import CHUNK_TOKENS, LogitTransform, chunked_logprobs
 
 
-def use_chunked_loss(model: PreTrainedModel, transform: LogitTransform, chunk_tokens: int = CHUNK_TOKENS) -> None:
-    """Let `model(..., labels=..., fused_lm_head=True)`, TRL's way of asking for log-probs, be answered chunk by chunk.
+@dataclass(frozen=True, slots=True)
+class TrainedPositions:
+    """What a loss on M trained positions of (B, T) is made of."""
 
-    `model` is the causal language model itself, under any adapters; `transform` is what it makes of its output layer's
-    product (`rl.policy.PolicyModel.transform`). Every other call goes to the forward it had.
+    hidden: torch.Tensor  # (M, H), before the output layer
+    weight: torch.Tensor  # (V, H) of the output layer, whole
+    bias: torch.Tensor | None
+    targets: torch.Tensor  # (M,)
+    mask: torch.Tensor  # (B, T), or (B, T - 1) where labels came unshifted
 
-    Example: of labels (-100, 7, 1) and shift_labels (7, 1, -100) the log-probs have shape (1, 2) and (1, 3).
+
+def on_trained_positions(model: PreTrainedModel, key: str, answer: Callable[[Any, TrainedPositions], object]) -> None:
+    """Let `model(..., labels=..., KEY=value)` return answer(value, positions); any call without the key is as before.
+
+    `model` is the causal language model itself, under any adapters. The answer is made inside its forward, so that
+    whatever wraps it (DDP, FSDP2, autocast) sees every use of the parameters.
+
+    Example: labels (-100, 7, 1), or shift_labels (7, 1, -100), have the targets (7, 1).
     """
     inner = model.forward
 
     @functools.wraps(type(model).forward)
     def forward(
-        *args: Any,
-        fused_lm_head: bool = False,
-        labels: torch.Tensor | None = None,
-        shift_labels: torch.Tensor | None = None,
-        **kwargs: Any,
+        *args: Any, labels: torch.Tensor | None = None, shift_labels: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:
-        if not fused_lm_head:
+        value = kwargs.pop(key, None)
+        if not value:
             given = {"labels": labels, "shift_labels": shift_labels}
             return inner(*args, **kwargs, **{name: value for name, value in given.items() if value is not None})
         kwargs["use_cache"] = False
@@ -48,22 +58,36 @@ def use_chunked_loss(model: PreTrainedModel, transform: LogitTransform, chunk_to
         if shift_labels is None:
             assert labels is not None
             hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
-        trained = shift_labels != IGNORED
+        mask = shift_labels != IGNORED
         head = model.get_output_embeddings()
-        assert isinstance(head, torch.nn.Linear)
+        assert isinstance(head, torch.nn.Linear)  # PolicyModel has seen to it
         weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (head.weight, head.bias))
+        return answer(value, TrainedPositions(hidden[mask], weight, bias, shift_labels[mask], mask))
+
+    model.forward = forward
+
+
+def use_chunked_loss(model: PreTrainedModel, transform: LogitTransform, chunk_tokens: int = CHUNK_TOKENS) -> None:
+    """Let `model(..., labels=..., fused_lm_head=True)`, TRL's way of asking for log-probs, be answered chunk by chunk.
+
+    `transform` is what the model makes of its output layer's product (`rl.policy.PolicyModel.transform`).
+
+    Example: of labels (-100, 7, 1) and shift_labels (7, 1, -100) the log-probs have shape (1, 2) and (1, 3).
+    """
+
+    def answer(_: object, at: TrainedPositions) -> FusedCausalLMOutput:
         logprobs, entropies = chunked_logprobs(
-            hidden[trained], weight, shift_labels[trained], bias=bias, transform=transform, chunk_tokens=chunk_tokens
+            at.hidden, at.weight, at.targets, bias=at.bias, transform=transform, chunk_tokens=chunk_tokens
         )
 
         def padded(values: torch.Tensor) -> torch.Tensor:
-            return values.new_zeros(trained.shape).masked_scatter(trained, values)
+            return values.new_zeros(at.mask.shape).masked_scatter(at.mask, values)
 
         return FusedCausalLMOutput(
             log_probs=padded(logprobs),
             entropy=padded(entropies),
-            is_top1=torch.zeros_like(trained),  # TRL adds them up; distill/sft.py leaves the sum out of the metrics
-            label_mask=trained,
+            is_top1=torch.zeros_like(at.mask),  # TRL adds them up; distill/sft.py leaves the sum out of the metrics
+            label_mask=at.mask,
         )
 
-    model.forward = forward
+    on_trained_positions(model, "fused_lm_head", answer)

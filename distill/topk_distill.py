@@ -16,39 +16,25 @@ Line: `reason distill RECIPE`, a stage with `method: logit_distill`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from trl import SFTConfig
 
 from distill.divergence import CHUNK_TOKENS, OutputLayer, check_beta, chunked
-from distill.guards import IGNORED, Overflow, TokenRow, within_length
+from distill.guards import TokenRow
 from distill.on_policy import require_same_tokens
-from distill.sft import Forward, GuardedSFTTrainer, LoraSettings, load_student, tokenize_traces
-from distill.sft_batches import MicroBatch, SftSteps, packed_inputs, without_labels
+from distill.sft import Forward, GuardedSFTTrainer, SftSettings, tokenize_traces, train_on_rows
+from distill.sft_batches import Cut, MicroBatch, SftSteps, packed_inputs, without_labels
+from distill.sft_loss import TrainedPositions, on_trained_positions
 from distill.topk_logits import TeacherLogits, TopK, join, top_k_divergence, used_vocabulary
 from distill.traces import Trace
-from distill.training import (
-    Report,
-    StageCallback,
-    check_settings,
-    clear_scratch,
-    fingerprint,
-    last_losses,
-    row_order,
-    run_trainer,
-    tokens_after_steps,
-    trainer_arguments,
-    write_result,
-)
-from rl.export import plain_model
+from distill.training import Report
 from rl.faults import fault
 from rl.logprobs import LogitTransform
 from rl.policy import PolicyModel, load_tokenizer
@@ -84,36 +70,15 @@ class LogitLoss:
 
 
 def give_hidden_loss(model: PreTrainedModel, transform: LogitTransform) -> None:
-    """Let `model(..., labels=..., of_hidden=f)` return f of the trained positions; every other call is as before.
+    """Let `model(..., labels=..., of_hidden=f)` return f of the trained positions (distill/sft_loss.py).
 
-    `model` is the causal language model itself, under any adapters; `transform` is what it makes of its output layer's
-    product (`rl.policy.PolicyModel.transform`).
+    `transform` is what the model makes of its output layer's product (`rl.policy.PolicyModel.transform`).
     """
-    inner = model.forward
 
-    @functools.wraps(type(model).forward)
-    def forward(
-        *args: Any,
-        of_hidden: OfHidden | None = None,
-        labels: torch.Tensor | None = None,
-        shift_labels: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if of_hidden is None:
-            given = {"labels": labels, "shift_labels": shift_labels}
-            return inner(*args, **kwargs, **{name: value for name, value in given.items() if value is not None})
-        kwargs["use_cache"] = False
-        hidden = model.base_model(*args, **kwargs).last_hidden_state
-        if shift_labels is None:
-            assert labels is not None
-            hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
-        trained = shift_labels != IGNORED
-        head = model.get_output_embeddings()
-        assert isinstance(head, torch.nn.Linear)  # PolicyModel has seen to it
-        weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (head.weight, head.bias))
-        return of_hidden(hidden[trained], OutputLayer(weight, bias, transform), shift_labels[trained])
+    def answer(of_hidden: OfHidden, at: TrainedPositions) -> torch.Tensor:
+        return of_hidden(at.hidden, OutputLayer(at.weight, at.bias, transform), at.targets)
 
-    model.forward = forward
+    on_trained_positions(model, "of_hidden", answer)
 
 
 class LogitTrainer(GuardedSFTTrainer):
@@ -200,19 +165,7 @@ def train(
     logits: TeacherLogits,
     teacher_tokenizer: PreTrainedTokenizerBase,
     loss: LogitLoss,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    max_length: int,
-    seed: int,
-    suffix: str = "",
-    overflow: Overflow = "refuse",
-    warmup_ratio: float = 0.03,
-    min_lr_ratio: float = 0.1,
-    weight_decay: float = 0.0,
-    save_every: int = 100,
-    forward: Forward | None = None,
-    lora: LoraSettings | None = None,
+    settings: SftSettings,
     ranks: Ranks = ALONE,
     report: Report = lambda step, total, metrics: None,
 ) -> dict[str, Any]:
@@ -223,19 +176,6 @@ def train(
     Errors: ValueError for a teacher with another tokenizer, a row that the guards refuse, or one whose tokens are not
     those that the teacher scored; FloatingPointError for a loss that is not finite.
     """
-    forward = forward or Forward()
-    settings = {
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "max_length": max_length,
-        "warmup_ratio": warmup_ratio,
-        "min_lr_ratio": min_lr_ratio,
-        "weight_decay": weight_decay,
-        "save_every": save_every,
-    }
-    check_settings(**settings)
-    cut = forward.cut(max_length)
     tokenizer = load_tokenizer(model)
     require_same_vocabulary(tokenizer, teacher_tokenizer, logits.facts.stops)
     if used_vocabulary(tokenizer) != logits.facts.vocab:
@@ -243,47 +183,20 @@ def train(
             f"logits: they are of {logits.facts.vocab} ids, the tokenizers have {used_vocabulary(tokenizer)}: the "
             "teacher's tokenizer was changed after it scored; run the teacher_logits stage again"
         )
-    every = tokenize_traces(tokenizer, traces, suffix)
+    every = tokenize_traces(tokenizer, traces, settings.suffix)
     check_scored(every, logits)
-    rows, num_dropped = within_length(every, max_length, overflow)
-    order = row_order(len(rows), epochs, seed)
-    tokens = tokens_after_steps([len(row.completion_ids) for row in rows], order, batch_size)
-    call = fingerprint([asdict(row) for row in rows], settings, logits.facts, loss, lora, forward.bf16, seed)
-    if ranks.first:
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_scratch(folder)
-    del settings["epochs"], settings["max_length"]
-    arguments = SFTConfig(
-        **trainer_arguments(
-            folder, steps=len(tokens), seed=seed, **settings, bf16=forward.bf16,
-            gradient_checkpointing=forward.gradient_checkpointing, shard=forward.shard, ranks=ranks,
-        ),
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )  # fmt: skip
-    ranks.wait()
-    steps = SftSteps(rows, order, batch_size, cut, ranks.rank, ranks.world)
-    student = load_student(model, max_length, lora, seed)
     places = {row.name: place for place, row in enumerate(every)}
-    trainer = make_trainer(student, tokenizer, steps, arguments, forward, logits, places, loss)
-    trainer.add_callback(StageCallback(folder, tokens, call, lambda: fault("logit_distill.checkpoint"), report, ranks))
-    run_trainer(trainer, folder, call, ranks)
-    summary = {
-        "rows": len(rows),
-        "dropped": {"longer than max_length": num_dropped},
-        "teacher": logits.facts.teacher,
-        "top_k": logits.facts.k,
-        "epochs": epochs,
-        "steps": len(tokens),
-        "tokens": tokens[-1],
-        "longest_row": max(map(len, rows)),
-        **last_losses(folder),
-    }
-    if ranks.first:
-        plain = student if lora is None else plain_model(student)
-        site = "logit_distill.model"
-        write_result(plain, tokenizer, model, folder, summary, lambda: fault("logit_distill.model"), site)
-    ranks.wait()
-    return summary
+
+    def trainer(student: Any, rows: Any, order: Any, arguments: SFTConfig, cut: Cut) -> LogitTrainer:
+        steps = SftSteps(rows, order, settings.batch_size, cut, ranks.rank, ranks.world)
+        return make_trainer(student, tokenizer, steps, arguments, settings.forward, logits, places, loss)
+
+    return train_on_rows(
+        folder, model, tokenizer, every, settings, trainer,
+        at_checkpoint=lambda: fault("logit_distill.checkpoint"), at_model=lambda: fault("logit_distill.model"),
+        site="logit_distill.model", loss=(logits.facts, loss),
+        facts={"teacher": logits.facts.teacher, "top_k": logits.facts.k}, ranks=ranks, report=report,
+    )  # fmt: skip
 
 
 def check_scored(rows: Sequence[TokenRow], logits: TeacherLogits) -> None:

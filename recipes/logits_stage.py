@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from recipes.logits_keys import LogitDistill, TeacherLogits
 from recipes.runner import StageContext
+from recipes.sft_stage import settings_on_traces
 from recipes.stage_inputs import loss_report
 
 TRACES = "traces.jsonl"
@@ -46,7 +47,6 @@ def teacher_logits(context: StageContext) -> None:
 
 
 def logit_distill(context: StageContext) -> None:
-    from distill.sft import Forward, LoraSettings
     from distill.topk_distill import LogitLoss, train
     from distill.topk_logits import TeacherLogits as Stored
     from distill.traces import read_traces
@@ -63,24 +63,7 @@ def logit_distill(context: StageContext) -> None:
         logits=Stored(folder),
         teacher_tokenizer=load_tokenizer(context.model(scored.model)),
         loss=LogitLoss(stage.beta, stage.ce_weight),
-        epochs=stage.epochs,
-        learning_rate=stage.learning_rate,
-        batch_size=stage.batch_size,
-        max_length=stage.max_length,
-        seed=context.seed,
-        suffix=context.recipe.problems.prompt_suffix,
-        overflow=stage.overflow,
-        warmup_ratio=stage.warmup_ratio,
-        min_lr_ratio=stage.min_lr_ratio,
-        weight_decay=stage.weight_decay,
-        save_every=stage.save_every,
-        forward=Forward(
-            micro_batch_tokens=stage.micro_batch_tokens,
-            packing=stage.packing,
-            gradient_checkpointing=stage.gradient_checkpointing,
-            bf16=stage.bf16,
-        ),
-        lora=None if stage.lora is None else LoraSettings(stage.lora.rank, stage.lora.alpha, stage.lora.targets),
+        settings=settings_on_traces(context),
         ranks=context.ranks,
         report=loss_report(context),
     )

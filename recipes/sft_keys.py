@@ -1,4 +1,4 @@
-"""What a stage of supervised fine-tuning may be told."""
+"""What a stage of supervised fine-tuning may be told, and what any training on traces may be."""
 
 from __future__ import annotations
 
@@ -11,17 +11,11 @@ from recipes.keys import Count, Overflow, Rate, Ref, Share, StageKeys
 from recipes.policy_keys import Lora
 
 
-class Sft(StageKeys):
-    """Supervised fine-tuning on traces."""
+class TrainOnTraces(StageKeys):
+    """Schedule, batches and memory of a training on traces, whatever the loss."""
 
-    REFERENCES: ClassVar[dict[str, str]] = {"model": "model", "traces": "traces"}
     MAKES: ClassVar[str | None] = "model"
 
-    method: Literal["sft"]
-    model: Ref
-    """Model to fine-tune: a stage, a folder (./ ../ /) or a hub id (org/name)."""
-    traces: Ref
-    """The stage that makes the traces to read, such as `traces` or `shortest`."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 2
     """Passes over the traces."""
     learning_rate: Rate = 1e-5
@@ -46,16 +40,12 @@ class Sft(StageKeys):
     whole share of a process at once."""
     packing: bool = False
     """Lay rows end to end instead of padding them; none sees another and none is cut."""
-    chunked_loss: bool = False
-    """Make the logits of 1,024 trained tokens at a time; same loss, less memory."""
     lora: Lora | None = None
     """Train adapters instead of all weights."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass; null: on a GPU only."""
     bf16: bool | None = None
     """Run the model in bf16 (autocast), weights and optimizer stay fp32; null: on a GPU only."""
-    shard: bool = False
-    """Shard weights, gradients and moments over the processes (FSDP2, GPUs) instead of replicating them."""
 
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
         if self.micro_batch_tokens is not None and self.micro_batch_tokens < self.max_length:
@@ -63,3 +53,19 @@ class Sft(StageKeys):
                 "micro_batch_tokens",
                 f"{self.micro_batch_tokens} is less than max_length ({self.max_length}): the longest row must fit",
             )
+
+
+class Sft(TrainOnTraces):
+    """Supervised fine-tuning on traces."""
+
+    REFERENCES: ClassVar[dict[str, str]] = {"model": "model", "traces": "traces"}
+
+    method: Literal["sft"]
+    model: Ref
+    """Model to fine-tune: a stage, a folder (./ ../ /) or a hub id (org/name)."""
+    traces: Ref
+    """The stage that makes the traces to read, such as `traces` or `shortest`."""
+    chunked_loss: bool = False
+    """Make the logits of 1,024 trained tokens at a time; same loss, less memory."""
+    shard: bool = False
+    """Shard weights, gradients and moments over the processes (FSDP2, GPUs) instead of replicating them."""

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from recipes.runner import StageContext
-from recipes.sft_keys import Sft
+from recipes.sft_keys import Sft, TrainOnTraces
 from recipes.stage_inputs import loss_report
+
+if TYPE_CHECKING:
+    from distill.sft import SftSettings
 
 
 def sft(context: StageContext) -> None:
-    from distill.sft import Forward, LoraSettings, train
+    from distill.sft import train
     from distill.traces import read_traces
 
     stage: Sft = context.stage
+    settings = settings_on_traces(context)
     train(
         context.folder,
         model=context.model(stage.model),
         traces=read_traces(context.inputs[stage.traces] / "traces.jsonl"),
+        settings=replace(
+            settings, forward=replace(settings.forward, chunked_loss=stage.chunked_loss, shard=stage.shard)
+        ),
+        ranks=context.ranks,
+        report=loss_report(context),
+    )
+
+
+def settings_on_traces(context: StageContext) -> SftSettings:
+    """What the keys say that every training on traces has."""
+    from distill.sft import Forward, LoraSettings, SftSettings
+
+    stage: TrainOnTraces = context.stage
+    return SftSettings(
         epochs=stage.epochs,
         learning_rate=stage.learning_rate,
         batch_size=stage.batch_size,
@@ -30,12 +51,8 @@ def sft(context: StageContext) -> None:
         forward=Forward(
             micro_batch_tokens=stage.micro_batch_tokens,
             packing=stage.packing,
-            chunked_loss=stage.chunked_loss,
             gradient_checkpointing=stage.gradient_checkpointing,
-            shard=stage.shard,
             bf16=stage.bf16,
         ),
         lora=None if stage.lora is None else LoraSettings(stage.lora.rank, stage.lora.alpha, stage.lora.targets),
-        ranks=context.ranks,
-        report=loss_report(context),
     )

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from distill import sft
 from distill.guards import TokenRow, tokenize_row
+from distill.sft import SftSettings
 from distill.traces import Trace
 from distill.training import check_settings, row_order, tokens_after_steps
 from rl.faults import FaultRaised, reset_faults
@@ -27,19 +29,8 @@ from rl.tasks import tiny
 from rl.tasks.tiny_models import make_model, make_tokenizer
 
 # 10 rows, 3 epochs, batches of 4: 8 steps, the last one of 2 rows; checkpoints at 3, 6 and the end.
-SETTINGS: dict[str, Any] = {
-    "epochs": 3,
-    "learning_rate": 1e-2,
-    "batch_size": 4,
-    "max_length": 128,
-    "seed": 5,
-    "save_every": 3,
-}
+SETTINGS = SftSettings(epochs=3, learning_rate=1e-2, batch_size=4, max_length=128, seed=5, save_every=3)
 ROOT = Path(sft.__file__).parents[1]
-
-
-def changed(values: dict[str, Any]) -> dict[str, Any]:
-    return SETTINGS | values
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +51,7 @@ def make_traces(count: int = 10) -> list[Trace]:
 def whole(base, tmp_path_factory) -> Path:
     """One run without interruption."""
     folder = tmp_path_factory.mktemp("whole")
-    sft.train(folder, model=base, traces=make_traces(), **SETTINGS)
+    sft.train(folder, model=base, traces=make_traces(), settings=SETTINGS)
     return folder
 
 
@@ -101,7 +92,7 @@ def test_the_first_loss_is_the_token_mean_over_the_completions(base, whole):
 
 
 def test_the_learning_rate_rises_then_falls_to_its_tenth(base, tmp_path):
-    sft.train(tmp_path, model=base, traces=make_traces(), **changed({"save_every": 0}), warmup_ratio=0.25)
+    sft.train(tmp_path, model=base, traces=make_traces(), settings=replace(SETTINGS, save_every=0, warmup_ratio=0.25))
     rates = [row["lr"] for row in read_lines(tmp_path / "metrics.jsonl")]
     cosine = [1e-2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 6))) for step in range(1, 7)]
     assert rates == pytest.approx([0.5e-2, 1e-2, *cosine])
@@ -117,13 +108,17 @@ def test_a_failed_run_goes_on_to_the_same_bytes(base, whole, tmp_path, monkeypat
     monkeypatch.setenv("REASON_FAULT", f"{site}:raise")
     reset_faults()
     with pytest.raises(FaultRaised):
-        sft.train(tmp_path, model=base, traces=make_traces(), **SETTINGS)
+        sft.train(tmp_path, model=base, traces=make_traces(), settings=SETTINGS)
     monkeypatch.delenv("REASON_FAULT")
     found = latest_checkpoint(tmp_path)
     assert (found[0] if found else 0) == left
     steps: list[int] = []
     sft.train(
-        tmp_path, model=base, traces=make_traces(), **SETTINGS, report=lambda step, total, metrics: steps.append(step)
+        tmp_path,
+        model=base,
+        traces=make_traces(),
+        settings=SETTINGS,
+        report=lambda step, total, metrics: steps.append(step),
     )
     assert steps == list(range(left + 1, 9))
     assert products(tmp_path) == products(whole)
@@ -137,7 +132,11 @@ def test_a_damaged_checkpoint_is_passed_over(base, whole, tmp_path):
     (found / "model.safetensors").write_bytes(content)
     steps: list[int] = []
     sft.train(
-        tmp_path, model=base, traces=make_traces(), **SETTINGS, report=lambda step, total, metrics: steps.append(step)
+        tmp_path,
+        model=base,
+        traces=make_traces(),
+        settings=SETTINGS,
+        report=lambda step, total, metrics: steps.append(step),
     )
     assert steps == list(range(1, 9))
     assert products(tmp_path) == products(whole)
@@ -148,16 +147,16 @@ def test_a_checkpoint_of_another_run_is_refused_and_holds_no_pickled_arguments(b
     (found,) = (tmp_path / "checkpoints").iterdir()
     assert not (found / "training_args.bin").exists()
     with pytest.raises(ValueError, match="belongs to a run with other rows or settings"):
-        sft.train(tmp_path, model=base, traces=make_traces(9), **SETTINGS)
+        sft.train(tmp_path, model=base, traces=make_traces(9), settings=SETTINGS)
 
 
 def test_kill_9_then_the_same_call(base, whole, tmp_path):
     script = f"""
-from distill import sft
+from distill.sft import Forward, SftSettings, train
 from distill.traces import read_traces
 from pathlib import Path
-sft.train(Path({str(tmp_path / "out")!r}), model={str(base)!r}, traces=read_traces(Path({str(tmp_path / "t")!r})),
-          **{SETTINGS!r})
+train(Path({str(tmp_path / "out")!r}), model={str(base)!r}, traces=read_traces(Path({str(tmp_path / "t")!r})),
+          settings={SETTINGS!r})
 """
     from distill.traces import write_traces
 
@@ -180,10 +179,10 @@ sft.train(Path({str(tmp_path / "out")!r}), model={str(base)!r}, traces=read_trac
 def test_a_long_row_stops_the_run_or_is_counted(base, tmp_path):
     traces = make_traces()
     with pytest.raises(ValueError, match="rows are longer than max_length = 60: trace"):
-        sft.train(tmp_path, model=base, traces=traces, **changed({"max_length": 60}))
+        sft.train(tmp_path, model=base, traces=traces, settings=replace(SETTINGS, max_length=60))
     assert list(tmp_path.iterdir()) == []
     summary = sft.train(
-        tmp_path, model=base, traces=traces, **changed({"max_length": 60, "epochs": 1}), overflow="drop"
+        tmp_path, model=base, traces=traces, settings=replace(SETTINGS, max_length=60, epochs=1, overflow="drop")
     )
     assert summary["rows"] + summary["dropped"]["longer than max_length"] == 10
     assert 0 < summary["rows"] < 10
@@ -222,18 +221,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(base, tmp_path)
         model.model.norm.weight.fill_(math.nan)
     save_model(model, tokenizer, tmp_path / "start")
     with pytest.raises(FloatingPointError, match="the loss of step 1 is nan"):
-        sft.train(tmp_path / "out", model=tmp_path / "start", traces=make_traces(), **SETTINGS)
+        sft.train(tmp_path / "out", model=tmp_path / "start", traces=make_traces(), settings=SETTINGS)
     assert not (tmp_path / "out/model").exists()
 
 
 def test_settings_that_cannot_train_are_named(base, tmp_path):
     for name, value in {"epochs": 0, "batch_size": 0, "learning_rate": -1.0, "max_length": 0}.items():
         with pytest.raises(ValueError, match=name):
-            sft.train(tmp_path, model=base, traces=make_traces(), **changed({name: value}))
+            sft.train(tmp_path, model=base, traces=make_traces(), settings=replace(SETTINGS, **{name: value}))
     with pytest.raises(ValueError, match="min_lr_ratio"):
-        sft.train(tmp_path, model=base, traces=make_traces(), **SETTINGS, min_lr_ratio=math.nan)
+        sft.train(tmp_path, model=base, traces=make_traces(), settings=replace(SETTINGS, min_lr_ratio=math.nan))
     with pytest.raises(ValueError, match="more than the 512 positions"):
-        sft.train(tmp_path, model=base, traces=make_traces(), **changed({"max_length": 513}))
+        sft.train(tmp_path, model=base, traces=make_traces(), settings=replace(SETTINGS, max_length=513))
     check_settings(
         epochs=1,
         batch_size=1,

@@ -20,7 +20,7 @@ import torch
 
 from distill import sft
 from distill.guards import IGNORED, TokenRow
-from distill.sft import Forward, LoraSettings
+from distill.sft import Forward, LoraSettings, SftSettings
 from distill.sft_batches import sequences_of
 from distill.traces import Trace, read_traces, write_traces
 from distill.training import row_order, trainer_arguments
@@ -34,10 +34,9 @@ from rl.tasks import tiny
 from rl.tasks.tiny_models import make_model, make_tokenizer
 
 # 10 rows, 8 epochs, batches of 4: 20 steps.
-SETTINGS: dict[str, Any] = {
-    "epochs": 8, "learning_rate": 3e-3, "batch_size": 4, "max_length": 104, "seed": 5, "warmup_ratio": 0.2,
-    "save_every": 0,
-}  # fmt: skip
+SETTINGS = SftSettings(
+    epochs=8, learning_rate=3e-3, batch_size=4, max_length=104, seed=5, warmup_ratio=0.2, save_every=0
+)
 LORA = LoraSettings(rank=4, alpha=8.0)
 FORWARDS = {
     "at once": Forward(),
@@ -49,13 +48,13 @@ FORWARDS = {
 
 
 def reference_losses(
-    base: Path, rows: list[TokenRow], settings: dict[str, Any], adapt: Callable[[Any], Any] = lambda model: model
+    base: Path, rows: list[TokenRow], settings: SftSettings, adapt: Callable[[Any], Any] = lambda model: model
 ) -> list[float]:
     """What SFT computes, row by row: cross-entropy of the completion with its EOS, a mean over the step's tokens."""
     model = adapt(load_model(base, to_train=True))
-    order, size = row_order(len(rows), settings["epochs"], settings["seed"]), settings["batch_size"]
+    order, size = row_order(len(rows), settings.epochs, settings.seed), settings.batch_size
     steps = math.ceil(len(order) / size)
-    warmup = math.ceil(settings["warmup_ratio"] * steps)
+    warmup = math.ceil(settings.warmup_ratio * steps)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     losses = []
@@ -71,7 +70,7 @@ def reference_losses(
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         cosine = 0.5 * (1 + math.cos(math.pi * (step + 1 - warmup) / (steps - warmup)))
         rate = (step + 1) / warmup if step < warmup else 0.1 + 0.9 * cosine
-        optimizer.param_groups[0]["lr"] = settings["learning_rate"] * rate
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss)
@@ -104,8 +103,7 @@ def wanted(base, rows) -> list[float]:
 
 
 def losses_of(folder: Path, base: Path, **changes: Any) -> list[float]:
-    settings = {"model": base, "traces": make_traces()} | SETTINGS | changes
-    sft.train(folder, **settings)
+    sft.train(folder, model=base, traces=make_traces(), settings=replace(SETTINGS, **changes))
     return [row["loss"] for row in read_lines(folder / "metrics.jsonl")]
 
 
@@ -237,24 +235,23 @@ def test_a_model_with_a_load_balancing_loss_is_refused(base, rows, tmp_path):
 
 
 def test_adapters_go_on_from_a_checkpoint_to_the_same_bytes(base, tmp_path, monkeypatch):
-    settings = SETTINGS | {"epochs": 2, "save_every": 2}
-    forward = Forward(packing=True, chunked_loss=True)
-    given = {"model": base, "traces": make_traces(), "lora": LORA, **settings}
-    sft.train(tmp_path / "whole", forward=forward, **given)
+    settings = replace(SETTINGS, epochs=2, save_every=2, lora=LORA, forward=Forward(packing=True, chunked_loss=True))
+    given: dict[str, Any] = {"model": base, "traces": make_traces()}
+    sft.train(tmp_path / "whole", settings=settings, **given)
     monkeypatch.setenv("REASON_FAULT", "sft.checkpoint:2:raise")
     reset_faults()
     with pytest.raises(FaultRaised):
-        sft.train(tmp_path / "cut", forward=forward, **given)
+        sft.train(tmp_path / "cut", settings=settings, **given)
     monkeypatch.delenv("REASON_FAULT")
     found = latest_checkpoint(tmp_path / "cut")
     assert found is not None and found[0] == 2
     assert not (found[1] / "model.safetensors").exists()  # adapters alone
     shutil.copytree(tmp_path / "cut", tmp_path / "padded")
-    sft.train(tmp_path / "cut", forward=forward, **given)
+    sft.train(tmp_path / "cut", settings=settings, **given)
     for name in ("metrics.jsonl", "summary.json", "model/model.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     # How the forward pass runs may change under a checkpoint: then only rounding differs.
-    sft.train(tmp_path / "padded", **given)
+    sft.train(tmp_path / "padded", settings=replace(settings, forward=Forward()), **given)
     losses = [[row["loss"] for row in read_lines(tmp_path / name / "metrics.jsonl")] for name in ("whole", "padded")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
@@ -274,11 +271,11 @@ def test_gathered_weights_make_the_student_that_is_written(base, rows, tmp_path,
 # --- two processes ----------------------------------------------------------------------------------------------------
 
 # 7 rows once, in batches of 3: of the last one, a single row, the second process has none.
-SHARED: dict[str, Any] = SETTINGS | {"epochs": 1, "batch_size": 3, "save_every": 1}
+SHARED = replace(SETTINGS, epochs=1, batch_size=3, save_every=1)
 TOGETHER = {
-    "at once": ({}, Forward()),
-    "packed": ({}, Forward(micro_batch_tokens=110, packing=True, chunked_loss=True)),
-    "adapters": ({"lora": LORA}, Forward(micro_batch_tokens=110, gradient_checkpointing=True)),
+    "at once": SHARED,
+    "packed": replace(SHARED, forward=Forward(micro_batch_tokens=110, packing=True, chunked_loss=True)),
+    "adapters": replace(SHARED, lora=LORA, forward=Forward(micro_batch_tokens=110, gradient_checkpointing=True)),
 }
 
 
@@ -292,8 +289,7 @@ def stop_after_two(step: int, total: int, metrics: Any) -> None:
 
 
 def train_shared(folder: Path, base: Path, traces: list[Trace], name: str, ranks: Ranks, **more: Any) -> None:
-    given, forward = TOGETHER[name]
-    sft.train(folder, model=base, traces=traces, forward=forward, ranks=ranks, **SHARED, **given, **more)
+    sft.train(folder, model=base, traces=traces, settings=TOGETHER[name], ranks=ranks, **more)
 
 
 def train_stopped(folder: Path, base: Path, traces: list[Trace], name: str, ranks: Ranks) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from distill import topk_distill
 from distill.divergence import divergence
-from distill.sft import Forward, LoraSettings, tokenize_traces
+from distill.sft import Forward, LoraSettings, SftSettings, tokenize_traces
 from distill.topk_distill import LogitLoss, require_same_vocabulary
 from distill.topk_logits import (
     LogitFacts,
@@ -42,14 +42,7 @@ from rl.tasks import tiny
 from rl.tasks.tiny_models import make_model, make_tokenizer
 from tests.engine_world import MODEL
 
-SETTINGS: dict[str, Any] = {
-    "epochs": 3,
-    "learning_rate": 3e-3,
-    "batch_size": 4,
-    "max_length": 128,
-    "seed": 5,
-    "save_every": 3,
-}
+SETTINGS = SftSettings(epochs=3, learning_rate=3e-3, batch_size=4, max_length=128, seed=5, save_every=3)
 
 
 # --- the divergence over k tokens and a tail --------------------------------------------------------------------------
@@ -294,7 +287,7 @@ def stored(models, tmp_path_factory):
 def distil(folder, models, logits, loss=LogitLoss(), traces=None, **changes):  # noqa: B008
     return topk_distill.train(
         folder, model=models[0], traces=make_traces() if traces is None else traces, logits=logits,
-        teacher_tokenizer=load_tokenizer(models[1]), loss=loss, **{**SETTINGS, **changes},
+        teacher_tokenizer=load_tokenizer(models[1]), loss=loss, settings=replace(SETTINGS, **changes),
     )  # fmt: skip
 
 
@@ -323,7 +316,7 @@ def test_the_first_loss_is_the_token_mean_over_the_batch(models, stored, whole):
 
     rows = rows_of(load_tokenizer(models[0]), make_traces())
     values, nll = [], []
-    for place in row_order(24, 3, SETTINGS["seed"])[:4]:
+    for place in row_order(24, 3, SETTINGS.seed)[:4]:
         student = full_logprobs(models[0], rows[place])
         values.append(top_k_divergence(stored[place].to(torch.device("cpu")), student))
         nll.append(-student.gather(-1, torch.tensor(rows[place].token_ids).unsqueeze(-1)).squeeze(-1))
