@@ -35,7 +35,7 @@ test: $(VENV)/.ready-dev ## lint, types, import layers, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not engines and not alone" --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m "not engines and not alone" --numprocesses auto --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m alone
 	@command -v chromium chromium-browser >/dev/null || echo "Not run: the page in a browser (no chromium on the path)"
 	@command -v bwrap >/dev/null || echo "Not run: the attacks on bubblewrap (no bwrap on the path: apt-get install bubblewrap)"

@@ -22,6 +22,14 @@ import pytest
 
 from rl.faults import reset_faults
 
+# Minutes each. Whichever of two processes begins one of these last is waited for by the other.
+LONGEST = ("test_smollm2.py", "test_recipes.py", "test_r1_recipes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, the others as they are; `make test` keeps this order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that need a sandbox are not run where there is none, except where that is an error (CI)."""
