@@ -22,10 +22,12 @@ Line: `reason long2short RECIPE`, the stage with `method: dpo`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from trl import DPOConfig, DPOTrainer
 
 from distill.guards import PairRow
@@ -43,6 +45,22 @@ class GuardedDPOTrainer(TrainerGuards, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         # DPOTrainer has no skip_prepare_dataset: it would look for text, and tokenise it its own way.
         return dataset
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """A micro-batch's part of its batch's mean, times the micro-batches, by which transformers divides."""
+        if return_outputs:
+            raise ValueError("there is no evaluation set here, so the loss comes without outputs")
+        loss = self.micro_batch_loss(model, inputs)
+        size = self.args.per_device_train_batch_size
+        batch = size * self.args.gradient_accumulation_steps
+        pairs = min(batch, len(self.train_dataset) - self.state.global_step * batch)  # the last batch may be smaller
+        return loss * (len(inputs["input_ids"]) // 2 * math.ceil(pairs / size) / pairs)
+
+    def micro_batch_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        """The mean loss of a micro-batch [all chosen, all rejected]; its figures go to the log."""
+        return super().compute_loss(model, inputs)
 
 
 def train_dpo(
@@ -66,7 +84,8 @@ def train_dpo(
     def make(
         policy: Any, tokenizer: Any, rows: Sequence[PairRow], order: Sequence[int], arguments: dict[str, Any]
     ) -> GuardedDPOTrainer:
-        reference = load_for_training(model, settings.max_length)
+        # Without its adapters the policy is the reference, and no second copy of the weights is needed.
+        reference = load_for_training(model, settings.max_length) if settings.lora is None else None
         config = DPOConfig(**arguments, beta=beta, loss_type=[loss])
         return make_trainer(policy, reference, tokenizer, rows, order, config)
 
@@ -90,6 +109,7 @@ def make_trainer(
     """The trainer over `rows` in the given order. Its first batch must be our tokens, or TRL has changed under us.
 
     The reference is passed in: left to itself, TRL loads one from the path in the config, whatever lies there by then.
+    None for adapters: the reference is the model without them.
     """
     trainer = GuardedDPOTrainer(
         model=model,
@@ -98,5 +118,8 @@ def make_trainer(
         train_dataset=dataset_of(rows, order),
         processing_class=tokenizer,
     )
+    if reference is None:
+        # TRL adds a frozen copy of the adapters, which start at zero: it would stand in every checkpoint for nothing.
+        model.delete_adapter("ref")
     check_first_batch(trainer, rows, order)
     return trainer

@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import Trainer
 
 from distill.guards import Overflow, PairRow, tokenize_pair, within_length
+from distill.sft import LoraSettings, load_student
 from distill.training import (
     Report,
     StageCallback,
@@ -21,7 +22,6 @@ from distill.training import (
     clear_scratch,
     fingerprint,
     last_losses,
-    load_for_training,
     row_order,
     run_trainer,
     tokens_after_steps,
@@ -29,6 +29,7 @@ from distill.training import (
     write_result,
 )
 from long2short.preference import PreferencePair
+from rl.export import plain_model
 from rl.policy import load_tokenizer
 
 # (policy, tokenizer, rows, order, the arguments that every trainer gets) -> the trainer
@@ -54,6 +55,26 @@ class PairSettings:
     min_lr_ratio: float = 0.1
     weight_decay: float = 0.0
     save_every: int = 100
+    # How a step is run; but for `bf16` these change memory, speed and rounding alone.
+    micro_batch_pairs: int | None = None  # pairs at a time; None: the whole batch at once
+    gradient_checkpointing: bool | None = None  # None: on a GPU only
+    bf16: bool | None = None  # autocast; None: on a GPU only
+    lora: LoraSettings | None = None
+
+    def schedule(self) -> dict[str, Any]:
+        """The numbers that say what is learnt from given pairs in a given order."""
+        names = ("epochs", "learning_rate", "batch_size", "max_length", "warmup_ratio", "min_lr_ratio", "weight_decay")
+        return {name: getattr(self, name) for name in (*names, "save_every")}
+
+    def batches(self) -> dict[str, int]:
+        """The arguments that make a step of micro-batches: batch_size 32, micro_batch_pairs 4 are 8 of 4 pairs.
+
+        Errors: ValueError for micro-batches that do not divide a batch.
+        """
+        pairs = self.batch_size if self.micro_batch_pairs is None else self.micro_batch_pairs
+        if pairs < 1 or self.batch_size % pairs:
+            raise ValueError(f"micro_batch_pairs = {pairs} does not divide batch_size = {self.batch_size}")
+        return {"per_device_train_batch_size": pairs, "gradient_accumulation_steps": self.batch_size // pairs}
 
 
 def train_on_pairs(
@@ -77,20 +98,25 @@ def train_on_pairs(
 
     Errors: ValueError for a row that the guards refuse; FloatingPointError for a loss that is not finite.
     """
-    given = asdict(settings)
-    seed, suffix, overflow = given.pop("seed"), given.pop("suffix"), given.pop("overflow")
-    check_settings(**given)
+    schedule, seed, lora = settings.schedule(), settings.seed, settings.lora
+    check_settings(**schedule)
+    batches = settings.batches()
     tokenizer = load_tokenizer(model)
-    rows, num_dropped = within_length(tokenize_pairs(tokenizer, pairs, suffix), settings.max_length, overflow)
+    rows, num_dropped = within_length(
+        tokenize_pairs(tokenizer, pairs, settings.suffix), settings.max_length, settings.overflow
+    )
     order = row_order(len(rows), settings.epochs, seed)
     lengths = [len(row.chosen_ids) + len(row.rejected_ids) for row in rows]
     tokens = tokens_after_steps(lengths, order, settings.batch_size)
-    call = fingerprint([asdict(row) for row in rows], given, *loss, seed)
+    call = fingerprint([asdict(row) for row in rows], schedule, *loss, lora, settings.bf16, seed)
     folder.mkdir(parents=True, exist_ok=True)
     clear_scratch(folder)
-    del given["epochs"], given["max_length"]
-    policy = load_for_training(model, settings.max_length)
-    arguments = trainer_arguments(folder, steps=len(tokens), seed=seed, **given)
+    del schedule["epochs"], schedule["max_length"]
+    policy = load_student(model, settings.max_length, lora, seed)
+    arguments = trainer_arguments(
+        folder, steps=len(tokens), seed=seed, **schedule, bf16=settings.bf16,
+        gradient_checkpointing=settings.gradient_checkpointing,
+    ) | batches  # fmt: skip
     trainer = make_trainer(policy, tokenizer, rows, order, arguments)
     trainer.add_callback(StageCallback(folder, tokens, call, at_checkpoint, report))
     run_trainer(trainer, folder, call)
@@ -103,7 +129,8 @@ def train_on_pairs(
         "longest_row": max(map(len, rows)),
         **last_losses(folder),
     }
-    write_result(policy, tokenizer, model, folder, summary, at_model, site)
+    plain = policy if lora is None else plain_model(policy)
+    write_result(plain, tokenizer, model, folder, summary, at_model, site)
     return summary
 
 

@@ -60,12 +60,8 @@ class SimPOTrainer(GuardedDPOTrainer):
         # TRL loads no reference model only where it has the reference's log-probs computed before; SimPO has none.
         return dataset
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """The mean loss of a batch [all chosen, all rejected]; its figures go to the log."""
-        if return_outputs:
-            raise ValueError("SimPO's trainer has no evaluation set, so its loss comes without outputs")
+    def micro_batch_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        """The mean loss of a micro-batch [all chosen, all rejected]; its figures go to the log."""
         completion = inputs["completion_mask"]
         outputs = model(
             input_ids=inputs["input_ids"],

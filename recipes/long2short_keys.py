@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from recipes.keys import Count, NonNegative, Overflow, Rate, Ref, SamplingKeys, Share, Split, StageKeys
+from recipes.policy_keys import Lora
 
 
 class Shortest(StageKeys):
@@ -106,6 +107,18 @@ class PairTraining(StageKeys):
     """What to do with a longer row: refuse the run, or drop and count it."""
     save_every: Count = 100
     """Write a checkpoint every this many optimizer steps."""
+    micro_batch_pairs: Count | None = None
+    """Pairs per forward and backward pass, a divisor of batch_size; never changes the result. null: the whole batch."""
+    lora: Lora | None = None
+    """Train adapters instead of all weights; dpo then needs no second copy of the weights as its reference."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass; null: on a GPU only."""
+    bf16: bool | None = None
+    """Run the model in bf16 (autocast), weights and optimizer stay fp32; null: on a GPU only."""
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        if self.micro_batch_pairs is not None and self.batch_size % self.micro_batch_pairs:
+            yield "micro_batch_pairs", f"{self.micro_batch_pairs} does not divide batch_size ({self.batch_size})"
 
 
 class Dpo(PairTraining):
@@ -118,6 +131,7 @@ class Dpo(PairTraining):
     """Strength of the pull towards the reference model; to be given with loss: sigmoid_norm."""
 
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems_with_keys()
         if self.loss == "sigmoid_norm" and "beta" not in self.model_fields_set:
             yield "beta", "required with loss: sigmoid_norm, whose margins are per token and small; 5 is usual (Tülu 3)"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from recipes.engines import open_engine
 from recipes.long2short_keys import Dpo, Pairs, Race, Select, Simpo
 from recipes.runner import StageContext
+from recipes.sft_stage import lora_settings
 from recipes.stage_inputs import (
     loss_report,
     model_fingerprint,
@@ -112,6 +113,10 @@ def _pair_settings(context: StageContext) -> PairSettings:
         suffix=context.recipe.problems.prompt_suffix,
         overflow=stage.overflow,
         save_every=stage.save_every,
+        micro_batch_pairs=stage.micro_batch_pairs,
+        gradient_checkpointing=stage.gradient_checkpointing,
+        bf16=stage.bf16,
+        lora=lora_settings(stage.lora),
     )
 
 

@@ -7,7 +7,8 @@ number of traces is the most that the pool can give.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from distill.plan import (
@@ -132,45 +133,58 @@ def _sft(recipe: Recipe, stage: Stage, device: Device, given: Given) -> Work:
 
 
 def _pairs(recipe: Recipe, stage: Stage, device: Device, given: Given) -> Work:
-    """DPO and SimPO: a batch is one forward pass over both sides of all its pairs."""
+    """DPO and SimPO: a micro-batch is one forward pass over both sides of its pairs, padded, on one process."""
     keys, shape = stage.config, shape_of(recipe, stage.config.model)
-    sides = 2 * keys.batch_size
+    sides = 2 * (keys.micro_batch_pairs or keys.batch_size)
+    on_gpu = device.on_gpu
     training = Training(
         shape=shape,
         tokens=sides * keys.max_length,
-        head=trl_head_gpu if device.on_gpu else trl_head_cpu,
+        head=trl_head_gpu if on_gpu else trl_head_cpu,
         mask_cells=sides * keys.max_length**2,
-        checkpointing=device.on_gpu,
-        bf16=device.on_gpu,
-        beside=shape.parameters if keys.method == "dpo" else 0,
+        checkpointing=on_gpu if keys.gradient_checkpointing is None else keys.gradient_checkpointing,
+        bf16=on_gpu if keys.bf16 is None else keys.bf16,
+        lora_rank=None if keys.lora is None else keys.lora.rank,
+        accumulates=sides < 2 * keys.batch_size,
+        beside=shape.parameters if keys.method == "dpo" and keys.lora is None else 0,
     )
     rows = given.rows
     tokens = given.tokens or keys.max_length
     return Work(
         training=training,
         steps=None if rows is None else keys.epochs * rows / keys.batch_size,
-        step_tokens=sides * tokens,
+        step_tokens=2 * keys.batch_size * tokens,
         row_tokens=tokens,
         longest=keys.max_length,
-        levers=(_fewer_pairs,),
+        levers=(checkpointing, partial(_fewer_pairs_at_once, keys.batch_size), _adapters_on_pairs),
     )
 
 
-def _fewer_pairs(work: Work, device: Device) -> tuple[tuple[Change, ...], Work] | None:
-    """Halve the batch until it fits; unlike a smaller micro-batch this changes the result."""
-    from dataclasses import replace
-
+def _fewer_pairs_at_once(batch_size: int, work: Work, device: Device) -> tuple[tuple[Change, ...], Work] | None:
+    """The most pairs at a time that divide a batch and fit; else one."""
     from distill.plan import work_memory
 
     training = work.training
     if training is None:
         return None
     pairs = training.tokens // (2 * work.longest)
-    while pairs > 1 and work_memory(work, device).total > device.limit:
-        pairs //= 2
-        smaller = replace(training, tokens=2 * pairs * work.longest, mask_cells=2 * pairs * work.longest**2)
-        work = replace(work, training=smaller, step_tokens=2 * pairs * work.row_tokens)
-    return (Change("batch_size", pairs),), work
+    while pairs > 1 and (batch_size % pairs or work_memory(work, device).total > device.limit):
+        pairs -= 1
+        smaller = replace(
+            training, tokens=2 * pairs * work.longest, mask_cells=2 * pairs * work.longest**2, accumulates=True
+        )
+        work = replace(work, training=smaller)
+    return (Change("micro_batch_pairs", pairs),), work
+
+
+def _adapters_on_pairs(work: Work, device: Device) -> tuple[tuple[Change, ...], Work] | None:
+    """Adapters, under which the model itself is the reference."""
+    found = lora()(work, device)
+    if found is None:
+        return None
+    changes, work = found
+    assert work.training is not None
+    return changes, replace(work, training=replace(work.training, beside=0))
 
 
 def _policy(recipe: Recipe, stage: Stage, device: Device, given: Given) -> Work:

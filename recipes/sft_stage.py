@@ -10,7 +10,8 @@ from recipes.sft_keys import Sft, TrainOnTraces
 from recipes.stage_inputs import loss_report
 
 if TYPE_CHECKING:
-    from distill.sft import SftSettings
+    from distill.sft import LoraSettings, SftSettings
+    from recipes.policy_keys import Lora
 
 
 def sft(context: StageContext) -> None:
@@ -33,7 +34,7 @@ def sft(context: StageContext) -> None:
 
 def settings_on_traces(context: StageContext) -> SftSettings:
     """What the keys say that every training on traces has."""
-    from distill.sft import Forward, LoraSettings, SftSettings
+    from distill.sft import Forward, SftSettings
 
     stage: TrainOnTraces = context.stage
     return SftSettings(
@@ -54,5 +55,11 @@ def settings_on_traces(context: StageContext) -> SftSettings:
             gradient_checkpointing=stage.gradient_checkpointing,
             bf16=stage.bf16,
         ),
-        lora=None if stage.lora is None else LoraSettings(stage.lora.rank, stage.lora.alpha, stage.lora.targets),
+        lora=lora_settings(stage.lora),
     )
+
+
+def lora_settings(keys: Lora | None) -> LoraSettings | None:
+    from distill.sft import LoraSettings
+
+    return None if keys is None else LoraSettings(keys.rank, keys.alpha, keys.targets)

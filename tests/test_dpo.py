@@ -12,6 +12,7 @@ import torch
 from trl import DPOConfig
 
 from distill.guards import PairRow
+from distill.sft import LoraSettings
 from distill.training import row_order, trainer_arguments
 from long2short import dpo
 from long2short.pair_training import tokenize_pairs
@@ -156,3 +157,64 @@ def test_batches_follow_the_order(base, tmp_path):
     order = row_order(6, 2, seed=5)
     expected = [sum(len(rows[i].chosen_ids) + len(rows[i].rejected_ids) for i in order[:end]) for end in (4, 8, 12)]
     assert seen == list(zip([1, 2, 3], expected, strict=True))
+
+
+# --- how a step is run ------------------------------------------------------------------------------------------------
+
+LORA = LoraSettings(rank=4, alpha=8.0)
+
+
+def figures(folder: Path) -> list[list[float]]:
+    return [[row["loss"], row["grad_norm"]] for row in read_lines(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize(("pairs", "lora"), [(1, None), (2, None), (2, LORA)])
+def test_micro_batches_change_nothing(base, tmp_path, pairs, lora):
+    """7 pairs twice in batches of 4 are 4 steps; the last has 2 pairs."""
+    given: dict[str, Any] = {"model": base, "pairs": make_pairs(7)}
+    settings = replace(SETTINGS, save_every=0, lora=lora)
+    dpo.train_dpo(tmp_path / "whole", settings=settings, **given)
+    dpo.train_dpo(tmp_path / "cut", settings=replace(settings, micro_batch_pairs=pairs), **given)
+    assert len(figures(tmp_path / "cut")) == 4
+    for found, expected in zip(figures(tmp_path / "cut"), figures(tmp_path / "whole"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_unequal_micro_batches_weigh_by_their_pairs(base, tmp_path):
+    """A mean of the means of 2 pairs and of 1 would weigh that one double."""
+    given: dict[str, Any] = {"model": base, "pairs": make_pairs(5)}
+    settings = replace(SETTINGS, epochs=3, batch_size=6, save_every=0, learning_rate=1e-2)
+    dpo.train_dpo(tmp_path / "whole", settings=settings, **given)
+    dpo.train_dpo(tmp_path / "cut", settings=replace(settings, micro_batch_pairs=2), **given)
+    assert len(figures(tmp_path / "whole")) == 3  # 6, 6 and 3 pairs; the last in micro-batches of 2 and 1
+    for found, expected in zip(figures(tmp_path / "cut"), figures(tmp_path / "whole"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="micro_batch_pairs = 4 does not divide batch_size = 6"):
+        dpo.train_dpo(tmp_path / "no", settings=replace(settings, micro_batch_pairs=4), **given)
+
+
+def test_adapters_are_measured_against_the_model_without_them(base, tmp_path, monkeypatch):
+    """As against a loaded copy of the start; a checkpoint holds one set of adapters, the result has them merged in."""
+    given: dict[str, Any] = {"model": base, "pairs": make_pairs()}
+    settings = replace(SETTINGS, lora=LORA, micro_batch_pairs=2, gradient_checkpointing=True)
+    make, loaded = dpo.make_trainer, load_model(base)
+    monkeypatch.setattr(dpo, "make_trainer", lambda policy, _, *rest: make(policy, loaded, *rest))
+    dpo.train_dpo(tmp_path / "loaded", settings=settings, **given)
+    monkeypatch.undo()
+    dpo.train_dpo(tmp_path / "whole", settings=replace(settings, save_every=0), **given)
+    monkeypatch.setenv("REASON_FAULT", "dpo.checkpoint:2:raise")
+    reset_faults()
+    with pytest.raises(FaultRaised):
+        dpo.train_dpo(tmp_path / "cut", settings=settings, **given)
+    monkeypatch.delenv("REASON_FAULT")
+    found = latest_checkpoint(tmp_path / "cut")
+    assert found is not None and found[0] == 2
+    assert {path.name for path in found[1].rglob("*.safetensors")} == {"adapter_model.safetensors"}
+    dpo.train_dpo(tmp_path / "cut", settings=settings, **given)
+    for name in ("loaded", "cut"):
+        for got, expected in zip(figures(tmp_path / name), figures(tmp_path / "whole"), strict=True):
+            assert got == pytest.approx(expected, rel=1e-4)
+    assert figures(tmp_path / "whole")[0][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert figures(tmp_path / "whole")[-1][0] < math.log(2) - 1e-3
+    merged, start = load_model(tmp_path / "cut/model"), load_model(base)
+    assert {name for name, _ in merged.named_parameters()} == {name for name, _ in start.named_parameters()}

@@ -227,14 +227,19 @@ name: big
 problems: {source: tiny}
 stages:
   pool: {method: sample, model: Qwen/Qwen2.5-7B, samples: 4}
-  traces: {method: traces, pool: pool}
+"""
+SFT = """  traces: {method: traces, pool: pool}
   student: {method: sft, model: Qwen/Qwen2.5-7B, traces: traces, max_length: 32768}
+"""
+DPO = """  pairs: {method: pairs, pool: pool}
+  student: {method: dpo, model: Qwen/Qwen2.5-7B, pairs: pairs, max_length: 16384}
 """
 
 
-def test_the_command_says_what_to_change_and_ends_with_3(tmp_path: Path):
+@pytest.mark.parametrize("stages", [SFT, DPO])
+def test_the_command_says_what_to_change_and_ends_with_3(tmp_path: Path, stages: str):
     path = tmp_path / "big.yaml"
-    path.write_text(RECIPE)
+    path.write_text(RECIPE + stages)
     runner = CliRunner()
     done = runner.invoke(cli.app, ["plan", str(path), "--gpu", "H100-80GB", "--gpus", "8", "--json"])
     assert done.exit_code == 3, done.output

@@ -102,7 +102,9 @@ def test_padding_changes_no_loss(tmp_path):
     trainer = simpo.make_trainer(policy, tokenizer, rows, [0, 1], arguments(tmp_path, 2), 2.0, 0.5)
 
     def loss(*places: int) -> float:
-        return trainer.compute_loss(policy, trainer.data_collator([trainer.train_dataset[i] for i in places])).item()
+        return trainer.micro_batch_loss(
+            policy, trainer.data_collator([trainer.train_dataset[i] for i in places])
+        ).item()
 
     assert loss(0, 1) == pytest.approx((loss(0) + loss(1)) / 2, rel=1e-5)
     with pytest.raises(ValueError, match="no evaluation set"):
