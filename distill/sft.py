@@ -25,7 +25,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
-from distill.guards import Overflow, TokenRow, tokenize_row, within_length
+from distill.guards import TokenRow, tokenize_row, within_length
 from distill.sft_batches import (
     Cut,
     InputsOf,
@@ -44,6 +44,7 @@ from distill.sft_loss import use_chunked_loss
 from distill.traces import Trace
 from distill.training import (
     Report,
+    Schedule,
     StageCallback,
     TrainerGuards,
     check_settings,
@@ -98,32 +99,16 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
-class SftSettings:
+class SftSettings(Schedule):
     """How to train on rows, whatever the loss.
 
     `max_length` counts prompt, completion and EOS in the student's tokens; `batch_size` rows are an optimizer step over
-    all processes; `save_every` is in steps, 0 for none. With `lora` only adapters train, and the model that is written
-    has them merged in. Example: 10 rows, 3 epochs, batches of 4 are ceil(30 / 4) = 8 steps.
+    all processes. With `lora` only adapters train, and the model that is written has them merged in.
+    Example: 10 rows, 3 epochs, batches of 4 are ceil(30 / 4) = 8 steps.
     """
 
-    epochs: int
-    learning_rate: float
-    batch_size: int
-    max_length: int
-    seed: int
-    suffix: str = ""  # of the prompt
-    overflow: Overflow = "refuse"
-    warmup_ratio: float = 0.03
-    min_lr_ratio: float = 0.1
-    weight_decay: float = 0.0
-    save_every: int = 100
     forward: Forward = Forward()
     lora: LoraSettings | None = None
-
-    def schedule(self) -> dict[str, Any]:
-        """The numbers that say what is learnt from given rows in a given order."""
-        names = ("epochs", "learning_rate", "batch_size", "max_length", "warmup_ratio", "min_lr_ratio", "weight_decay")
-        return {name: getattr(self, name) for name in (*names, "save_every")}
 
 
 class GuardedSFTTrainer(TrainerGuards, SFTTrainer):
@@ -235,7 +220,7 @@ def train_on_rows(
     `loss` names the loss with its parameters, so that a checkpoint is only gone on with under the same; `facts` go into
     the summary; `at_checkpoint`, `at_model` and `site` are the method's fault points.
     """
-    schedule = settings.schedule()
+    schedule = settings.numbers()
     check_settings(**schedule)
     cut = settings.forward.cut(settings.max_length)
     seed, forward, lora = settings.seed, settings.forward, settings.lora

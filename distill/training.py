@@ -23,6 +23,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback
 
+from distill.guards import Overflow
 from rl.policy import save_model
 from rl.ranks import ALONE, Ranks
 from rl.runs import append_line, latest_checkpoint, read_lines, rewind_lines, save_checkpoint, write_json
@@ -44,6 +46,28 @@ Report = Callable[[int, int, Mapping[str, float]], None]  # (step, total steps, 
 METRICS = "metrics.jsonl"
 SCRATCH = ".trainer"  # where transformers writes before a checkpoint is committed; hidden, so never part of a manifest
 CALL = "call.json"  # in a checkpoint: what it is a checkpoint of
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What every training on rows is told. `save_every` is in steps, 0 for none; `suffix` is the prompt's."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    max_length: int
+    seed: int
+    suffix: str = ""
+    overflow: Overflow = "refuse"
+    warmup_ratio: float = 0.03
+    min_lr_ratio: float = 0.1
+    weight_decay: float = 0.0
+    save_every: int = 100
+
+    def numbers(self) -> dict[str, Any]:
+        """Those that say what is learnt from given rows in a given order."""
+        names = ("epochs", "learning_rate", "batch_size", "max_length", "warmup_ratio", "min_lr_ratio", "weight_decay")
+        return {name: getattr(self, name) for name in (*names, "save_every")}
 
 
 def row_order(num_rows: int, epochs: int, seed: int) -> list[int]:

@@ -13,10 +13,11 @@ from typing import Any
 from datasets import Dataset
 from transformers import Trainer
 
-from distill.guards import Overflow, PairRow, tokenize_pair, within_length
+from distill.guards import PairRow, tokenize_pair, within_length
 from distill.sft import LoraSettings, load_student
 from distill.training import (
     Report,
+    Schedule,
     StageCallback,
     check_settings,
     clear_scratch,
@@ -37,34 +38,19 @@ MakeTrainer = Callable[[Any, Any, Sequence[PairRow], Sequence[int], dict[str, An
 
 
 @dataclass(frozen=True, slots=True)
-class PairSettings:
+class PairSettings(Schedule):
     """How to train on pairs, whatever the loss.
 
     `max_length` counts the prompt with the longer side and its EOS; a batch of `batch_size` pairs is twice as many
-    sequences. `save_every` is in steps, 0 for none. Example: 6 pairs, 2 epochs, batches of 4 are 3 steps.
+    sequences. Example: 6 pairs, 2 epochs, batches of 4 are 3 steps.
     """
 
-    epochs: int
-    learning_rate: float
-    batch_size: int
-    max_length: int
-    seed: int
-    suffix: str = ""  # of the prompt
-    overflow: Overflow = "refuse"
     warmup_ratio: float = 0.1
-    min_lr_ratio: float = 0.1
-    weight_decay: float = 0.0
-    save_every: int = 100
     # How a step is run; but for `bf16` these change memory, speed and rounding alone.
     micro_batch_pairs: int | None = None  # pairs at a time; None: the whole batch at once
     gradient_checkpointing: bool | None = None  # None: on a GPU only
     bf16: bool | None = None  # autocast; None: on a GPU only
     lora: LoraSettings | None = None
-
-    def schedule(self) -> dict[str, Any]:
-        """The numbers that say what is learnt from given pairs in a given order."""
-        names = ("epochs", "learning_rate", "batch_size", "max_length", "warmup_ratio", "min_lr_ratio", "weight_decay")
-        return {name: getattr(self, name) for name in (*names, "save_every")}
 
     def batches(self) -> dict[str, int]:
         """The arguments that make a step of micro-batches: batch_size 32, micro_batch_pairs 4 are 8 of 4 pairs.
@@ -98,7 +84,7 @@ def train_on_pairs(
 
     Errors: ValueError for a row that the guards refuse; FloatingPointError for a loss that is not finite.
     """
-    schedule, seed, lora = settings.schedule(), settings.seed, settings.lora
+    schedule, seed, lora = settings.numbers(), settings.seed, settings.lora
     check_settings(**schedule)
     batches = settings.batches()
     tokenizer = load_tokenizer(model)
