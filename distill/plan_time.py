@@ -2,9 +2,9 @@
 
 Training: 6 operations a token and multiplied parameter (forward 2, backward 4), 6 × layers × width of the queries ×
 context for causal attention; gradient checkpointing runs the layers forward once more; LoRA takes no gradient of frozen
-weights; the output layer in tiles is made again in the backward pass. Divided by the device's speed times
-`utilization`, the share of it that a trainer reaches: 0.3 unless told otherwise (prime-rl's own tables have 17 % for
-SFT of 0.6B and 27 % of 4B). `benchmarks/plan_accuracy.py` measures it for a CPU.
+weights, and 6 a parameter of its own; the output layer in tiles is made again in the backward pass. Divided by the
+device's speed times `utilization`, the share of it that a trainer reaches: 0.3 unless told otherwise (prime-rl's own
+tables have 17 % for SFT of 0.6B and 27 % of 4B). `benchmarks/plan_accuracy.py` measures it for a CPU.
 
 Sampling is the roofline of decoding: a step for a batch of sequences reads every weight and all their keys and values
 once at 80 % of the bandwidth, or multiplies at the same utilization, whichever takes longer. Prompts are not counted:
@@ -32,9 +32,10 @@ def training_flops(training: Training, length: float) -> float:
     shape = training.shape
     layers, head = shape.layers * shape.layer_matrices, shape.embedding
     attention = 2 * shape.layers * shape.query * length  # forward
+    adapters = 0 if training.lora_rank is None else training.trained
     weights = 2 if training.lora_rank is None else 0  # the gradient of the weights
-    again = 2 * layers + attention if training.checkpointing else 0
-    return (4 + weights) * (layers + head) + 2 * head + 3 * attention + again
+    again = 2 * (layers + adapters) + attention if training.checkpointing else 0
+    return (4 + weights) * (layers + head) + 6 * adapters + 2 * head + 3 * attention + again
 
 
 def step_seconds(

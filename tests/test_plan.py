@@ -153,7 +153,7 @@ def test_operations_of_a_token_by_hand():
     assert training_flops(training, 0) == 6 * 160 + 2 * 40
     assert training_flops(training, 5) == 6 * 160 + 2 * 40 + 3 * (2 * 1 * 4 * 5)
     assert training_flops(replace(training, checkpointing=True), 5) == 1040 + 120 + 2 * 120 + 40
-    assert training_flops(replace(training, lora_rank=1), 0) == 4 * 160 + 2 * 40
+    assert training_flops(replace(training, lora_rank=1), 0) == 4 * 160 + 6 * SMALL.adapters(1) + 2 * 40
     device = Device("made", 1, bandwidth=28.0, flops=1040.0, on_gpu=False)
     assert step_seconds(training, 2, 0, device, 0.5) == 4 + 172
 
