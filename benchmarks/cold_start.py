@@ -26,7 +26,8 @@ def main() -> None:
     recipes = [load_recipe("r1-tiny", given, seed=seed) for given in ((), WITHOUT)]
     folders = [{it.stage.name: it.folder.final for it in plan_stages(recipe, root=root)} for recipe in recipes]
     for arm in ("rl-1", "sft"):
-        both = read_both(*(found[f"frontier.{arm}"] / "pool" for found in reversed(folders)))
+        have, lack = (found[f"frontier.{arm}"] / "pool" for found in folders)
+        both = read_both(lack, have)
         found = compare(*both.groups)
         for what, value in (("accuracy", found.accuracy), ("tokens", found.tokens)):
             print(f"seed {seed}, {arm} without: {what} {value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]")

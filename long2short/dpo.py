@@ -42,6 +42,12 @@ Loss = Literal["sigmoid", "sigmoid_norm"]  # TRL's names
 class GuardedDPOTrainer(TrainerGuards, DPOTrainer):
     """TRL's trainer on pairs that are already token ids: prompt_ids, chosen_ids, rejected_ids."""
 
+    def __init__(self, model: Any, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        if "ref" in getattr(model, "peft_config", {}):
+            # TRL's frozen copy of the adapters, which start at zero: it would stand in every checkpoint for nothing.
+            model.delete_adapter("ref")
+
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         # DPOTrainer has no skip_prepare_dataset: it would look for text, and tokenise it its own way.
         return dataset
@@ -118,8 +124,5 @@ def make_trainer(
         train_dataset=dataset_of(rows, order),
         processing_class=tokenizer,
     )
-    if reference is None:
-        # TRL adds a frozen copy of the adapters, which start at zero: it would stand in every checkpoint for nothing.
-        model.delete_adapter("ref")
     check_first_batch(trainer, rows, order)
     return trainer

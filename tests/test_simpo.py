@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.guards import PairRow
+from distill.sft import LoraSettings
 from distill.training import trainer_arguments
 from long2short import simpo
 from long2short.pair_training import tokenize_pairs
@@ -148,6 +150,22 @@ def test_a_failed_run_goes_on_to_the_same_bytes(tiny_model_folder, whole, tmp_pa
         simpo.train_simpo(tmp_path, **arguments, gamma=0.4)
     simpo.train_simpo(tmp_path, **arguments, gamma=0.3)
     assert products(tmp_path) == products(whole)
+
+
+def test_adapters_in_micro_batches_and_from_a_checkpoint(tiny_model_folder, tmp_path, monkeypatch):
+    given: dict[str, Any] = {"model": tiny_model_folder, "pairs": make_pairs(), "gamma": 0.3}
+    settings = replace(SETTINGS, lora=LoraSettings(rank=4, alpha=8.0))
+    simpo.train_simpo(tmp_path / "whole", settings=settings, **given)
+    monkeypatch.setenv("REASON_FAULT", "simpo.checkpoint:2:raise")
+    reset_faults()
+    with pytest.raises(FaultRaised):
+        simpo.train_simpo(tmp_path / "cut", settings=replace(settings, micro_batch_pairs=2), **given)
+    monkeypatch.delenv("REASON_FAULT")
+    (found,) = (tmp_path / "cut/checkpoints").iterdir()
+    assert {path.name for path in found.rglob("*.safetensors")} == {"adapter_model.safetensors"}
+    simpo.train_simpo(tmp_path / "cut", settings=replace(settings, micro_batch_pairs=2), **given)
+    losses = [[row["loss"] for row in read_lines(tmp_path / name / "metrics.jsonl")] for name in ("whole", "cut")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][-1] < losses[0][0]
 
 
 def test_refusals(tiny_model_folder, tmp_path):
