@@ -251,6 +251,7 @@ def test_colliding_hashes_do_not_hold_the_judge_up():
 def test_encodings():
     assert encode([1, (2.5, "a")]) == [1, {"tuple": [2.5, "a"]}]
     assert encode({1: None}) == {"dict": [[1, None]]}
+    assert encode({"d", "b", "a", "c"}) == {"set": ["a", "b", "c", "d"]}
     nested = []
     for _ in range(200):
         nested = [nested]

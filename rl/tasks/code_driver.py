@@ -40,8 +40,9 @@ _ERROR_TAIL = 600  # bytes of stderr that are kept
 def encode(value: Any, depth: int = 0) -> Any:
     """A value of exactly the types None, bool, int, float, str, list, tuple, set, frozenset and dict as JSON values.
 
-    `encode([1, (2.5, "a")]) == [1, {"tuple": [2.5, "a"]}]`, `encode({1: None}) == {"dict": [[1, None]]}`. Of any other
-    type, a subclass too, it is `{"other": ...}`, which is equal to nothing. ValueError beyond `MAX_DEPTH`.
+    `encode([1, (2.5, "a")]) == [1, {"tuple": [2.5, "a"]}]`, `encode({1: None}) == {"dict": [[1, None]]}`,
+    `encode({"b", "a"}) == {"set": ["a", "b"]}`. Of any other type, a subclass too, it is `{"other": ...}`, which is
+    equal to nothing. ValueError beyond `MAX_DEPTH`.
     """
     if depth > MAX_DEPTH:
         raise ValueError("the value is nested too deeply")
@@ -57,7 +58,8 @@ def encode(value: Any, depth: int = 0) -> Any:
     if kind is tuple:
         return {"tuple": [encode(item, depth + 1) for item in value]}
     if kind is set or kind is frozenset:
-        return {"set": [encode(item, depth + 1) for item in value]}
+        # Its own order is another one in every process, and the address of a pool depends on its problems' tests.
+        return {"set": sorted((encode(item, depth + 1) for item in value), key=repr)}
     if kind is dict:
         return {"dict": [[encode(key, depth + 1), encode(item, depth + 1)] for key, item in value.items()]}
     return {"other": kind.__name__}
