@@ -47,7 +47,6 @@ from distill.training import (
     Schedule,
     StageCallback,
     TrainerGuards,
-    check_settings,
     clear_scratch,
     fingerprint,
     last_losses,
@@ -109,6 +108,10 @@ class SftSettings(Schedule):
 
     forward: Forward = Forward()
     lora: LoraSettings | None = None
+
+    def __post_init__(self) -> None:
+        Schedule.__post_init__(self)  # super() does not know a class with slots
+        self.forward.cut(self.max_length)
 
 
 class GuardedSFTTrainer(TrainerGuards, SFTTrainer):
@@ -221,7 +224,6 @@ def train_on_rows(
     the summary; `at_checkpoint`, `at_model` and `site` are the method's fault points.
     """
     schedule = settings.numbers()
-    check_settings(**schedule)
     cut = settings.forward.cut(settings.max_length)
     seed, forward, lora = settings.seed, settings.forward, settings.lora
     rows, num_dropped = within_length(rows, settings.max_length, settings.overflow)

@@ -50,7 +50,10 @@ CALL = "call.json"  # in a checkpoint: what it is a checkpoint of
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What every training on rows is told. `save_every` is in steps, 0 for none; `suffix` is the prompt's."""
+    """What every training on rows is told. `save_every` is in steps, 0 for none; `suffix` is the prompt's.
+
+    Errors: ValueError, naming the key, for what would train on nothing or backwards.
+    """
 
     epochs: int
     learning_rate: float
@@ -63,6 +66,17 @@ class Schedule:
     min_lr_ratio: float = 0.1
     weight_decay: float = 0.0
     save_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "weight_decay", "save_every"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("warmup_ratio", "min_lr_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
 
     def numbers(self) -> dict[str, Any]:
         """Those that say what is learnt from given rows in a given order."""
@@ -78,19 +92,6 @@ def row_order(num_rows: int, epochs: int, seed: int) -> list[int]:
         random.Random(sample_seed(seed, "epoch", epoch)).shuffle(indices)
         order += indices
     return order
-
-
-def check_settings(**settings: float) -> None:
-    """Refuse values that would train on nothing or backwards; messages name the key."""
-    for name in ("epochs", "batch_size", "max_length"):
-        if settings[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {settings[name]}")
-    for name in ("learning_rate", "weight_decay", "save_every"):
-        if not 0 <= settings[name] < math.inf:
-            raise ValueError(f"{name} must be 0 or more, got {settings[name]}")
-    for name in ("warmup_ratio", "min_lr_ratio"):
-        if not 0 <= settings[name] <= 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {settings[name]}")
 
 
 def load_for_training(name: str | Path, max_length: int) -> PreTrainedModel:

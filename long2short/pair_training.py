@@ -19,7 +19,6 @@ from distill.training import (
     Report,
     Schedule,
     StageCallback,
-    check_settings,
     clear_scratch,
     fingerprint,
     last_losses,
@@ -51,6 +50,10 @@ class PairSettings(Schedule):
     gradient_checkpointing: bool | None = None  # None: on a GPU only
     bf16: bool | None = None  # autocast; None: on a GPU only
     lora: LoraSettings | None = None
+
+    def __post_init__(self) -> None:
+        Schedule.__post_init__(self)  # super() does not know a class with slots
+        self.batches()
 
     def batches(self) -> dict[str, int]:
         """The arguments that make a step of micro-batches: batch_size 32, micro_batch_pairs 4 are 8 of 4 pairs.
@@ -85,8 +88,6 @@ def train_on_pairs(
     Errors: ValueError for a row that the guards refuse; FloatingPointError for a loss that is not finite.
     """
     schedule, seed, lora = settings.numbers(), settings.seed, settings.lora
-    check_settings(**schedule)
-    batches = settings.batches()
     tokenizer = load_tokenizer(model)
     rows, num_dropped = within_length(
         tokenize_pairs(tokenizer, pairs, settings.suffix), settings.max_length, settings.overflow
@@ -102,7 +103,7 @@ def train_on_pairs(
     arguments = trainer_arguments(
         folder, steps=len(tokens), seed=seed, **schedule, bf16=settings.bf16,
         gradient_checkpointing=settings.gradient_checkpointing,
-    ) | batches  # fmt: skip
+    ) | settings.batches()  # fmt: skip
     trainer = make_trainer(policy, tokenizer, rows, order, arguments)
     trainer.add_callback(StageCallback(folder, tokens, call, at_checkpoint, report))
     run_trainer(trainer, folder, call)

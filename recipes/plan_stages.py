@@ -24,6 +24,7 @@ from distill.plan import (
     sharding,
     smaller_engine,
     smaller_micro_batches,
+    work_memory,
 )
 from distill.plan_gpus import Device
 from distill.plan_memory import HeadBytes, Training, chunked_head, trl_head_cpu, trl_head_gpu
@@ -162,12 +163,12 @@ def _pairs(recipe: Recipe, stage: Stage, device: Device, given: Given) -> Work:
 
 def _fewer_pairs_at_once(batch_size: int, work: Work, device: Device) -> tuple[tuple[Change, ...], Work] | None:
     """The most pairs at a time that divide a batch and fit; else one."""
-    from distill.plan import work_memory
-
     training = work.training
     if training is None:
         return None
     pairs = training.tokens // (2 * work.longest)
+    if pairs == 1:
+        return None
     while pairs > 1 and (batch_size % pairs or work_memory(work, device).total > device.limit):
         pairs -= 1
         smaller = replace(

@@ -48,9 +48,8 @@ class ServerKeys(AddressKeys):
     """Requests under way on each server at most."""
 
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
-        wrong = list(super().problems_with_keys())
-        yield from wrong
-        if self.folder is None and self.nccl is None and not any(key == "url" for key, _ in wrong):
+        yield from super().problems_with_keys()
+        if self.folder is None and self.nccl is None:
             for url in self.far():
                 yield "folder", f"{url} is not on this machine: name a folder that it sees too, or nccl"
         if self.folder is not None and self.nccl is not None:

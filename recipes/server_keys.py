@@ -22,17 +22,18 @@ class AddressKeys(Keys):
         return tuple(server_root(url) for url in ([self.url] if isinstance(self.url, str) else self.url))
 
     def far(self) -> list[str]:
-        """Those that are not on this machine."""
-        return [url for url in self.urls if not Address(url, self.api_key_variable).local]
+        """Those that are not on this machine; none where one cannot be read, which is said already."""
+        try:
+            return [url for url in self.urls if not Address(url, self.api_key_variable).local]
+        except ValueError:
+            return []
 
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
         try:
-            urls = self.urls
+            if not self.urls or len(set(self.urls)) < len(self.urls):
+                yield "url", "name at least one server, and each once"
         except ValueError as error:
             yield "url", str(error)
-            return
-        if not urls or len(set(urls)) < len(urls):
-            yield "url", "name at least one server, and each once"
         if self.api_key_variable is None:
             for url in self.far():
                 yield "api_key_variable", f"{url} is not on this machine: {KEY_OR_TUNNEL}"

@@ -22,7 +22,7 @@ import pytest
 
 from rl.faults import reset_faults
 
-# Minutes each. Whichever of two processes begins one of these last is waited for by the other.
+# Half a minute to six each. Whichever of two processes begins one of these last is waited for by the other.
 LONGEST = ("test_smollm2.py", "test_recipes.py", "test_r1_recipes.py")
 
 

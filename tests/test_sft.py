@@ -21,7 +21,7 @@ from distill import sft
 from distill.guards import TokenRow, tokenize_row
 from distill.sft import SftSettings
 from distill.traces import Trace
-from distill.training import check_settings, row_order, tokens_after_steps
+from distill.training import Schedule, row_order, tokens_after_steps
 from rl.faults import FaultRaised, reset_faults
 from rl.policy import load_model, load_tokenizer, save_model
 from rl.runs import folder_hash, latest_checkpoint, read_lines
@@ -233,10 +233,11 @@ def test_settings_that_cannot_train_are_named(base, tmp_path):
         sft.train(tmp_path, model=base, traces=make_traces(), settings=replace(SETTINGS, min_lr_ratio=math.nan))
     with pytest.raises(ValueError, match="more than the 512 positions"):
         sft.train(tmp_path, model=base, traces=make_traces(), settings=replace(SETTINGS, max_length=513))
-    check_settings(
+    Schedule(
         epochs=1,
         batch_size=1,
         max_length=1,
+        seed=0,
         learning_rate=0,
         weight_decay=0,
         save_every=0,

@@ -30,12 +30,17 @@ class Address:
 
     def key(self) -> str:
         """Read anew whenever it is used, and kept nowhere."""
-        if self.api_key_variable is None:
-            return ""
-        key = os.environ.get(self.api_key_variable, "").strip()
-        if not key or not key.isascii() or not key.isprintable():
-            raise ValueError(f"the environment variable {self.api_key_variable} holds no key")
-        return key
+        return read_key(self.api_key_variable)
+
+
+def read_key(variable: str | None) -> str:
+    """The key that an environment variable holds, "" without one. Errors: ValueError for what can be no key."""
+    if variable is None:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ValueError(f"the environment variable {variable} holds no key")
+    return key
 
 
 def server_root(url: str) -> str:

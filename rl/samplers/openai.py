@@ -16,7 +16,6 @@ import contextlib
 import http.client
 import json
 import math
-import os
 import socket
 import threading
 import time
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request
 
+from rl.samplers.address import read_key
 from rl.samplers.base import sample_seed
 from rl.samplers.chat import ChatRequest
 from rl.types import JudgeFailure
@@ -97,7 +97,7 @@ class OpenAIChat:
             raise ValueError(f"an endpoint needs at least 1 worker, got {workers}")
         self.url, self.workers, self.patience = _checked(base_url), workers, patience
         self.api_key_variable = api_key_variable
-        self._key()  # a missing key is an error of the recipe, not of the first request an hour later
+        read_key(api_key_variable)  # a missing key is an error of the recipe, not of the first request an hour later
         settings = {"temperature": temperature, "max_tokens": max_tokens} | dict(extra or {})
         self.name = f"{model} {json.dumps(settings, sort_keys=True)}"
         self._fields = {"model": model} | settings
@@ -137,7 +137,7 @@ class OpenAIChat:
 
     def _exchange(self, body: bytes) -> _Outcome:
         """Ask once."""
-        key = self._key()
+        key = read_key(self.api_key_variable)
         headers = {"Content-Type": "application/json", "User-Agent": "reason"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -159,14 +159,6 @@ class OpenAIChat:
         if status == 200:
             return _reply(data)
         return _refusal(status, sent, data, key)
-
-    def _key(self) -> str:
-        if self.api_key_variable is None:
-            return ""
-        key = os.environ.get(self.api_key_variable, "").strip()
-        if not key or not key.isascii() or not key.isprintable():
-            raise ValueError(f"the environment variable {self.api_key_variable} holds no key")
-        return key
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,10 +40,7 @@ class Bubblewrap:
         if found is None:
             raise SandboxUnavailable("there is no bwrap on PATH")
         self._program = found
-        try:
-            self._filter = seccomp.namespaced_filter()
-        except NotImplementedError as error:
-            raise SandboxUnavailable(str(error)) from error
+        self._filter = seccomp.namespaced_filter()
 
     @property
     def name(self) -> str:

@@ -62,10 +62,7 @@ class Landlock:
         if not sys.platform.startswith("linux"):
             raise SandboxUnavailable("Landlock is a part of Linux")
         self._abi = min(abi, supported_abi())
-        try:
-            self._filter = seccomp.guarded_filter()
-        except NotImplementedError as error:
-            raise SandboxUnavailable(str(error)) from error
+        self._filter = seccomp.guarded_filter()
 
     @property
     def name(self) -> str:

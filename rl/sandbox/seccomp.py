@@ -21,6 +21,8 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rl.sandbox.base import SandboxUnavailable
+
 # Call -> its number on x86_64 and on aarch64, -1 where there is none.
 _FILES = {
     "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67), "pwrite64": (18, 68),
@@ -194,14 +196,14 @@ _GUARDED = (
 
 def _column(machine: str) -> tuple[int, int]:
     if machine not in _ARCHITECTURES:
-        raise NotImplementedError(f"there is no table of system calls for {machine}")
+        raise SandboxUnavailable(f"there is no table of system calls for {machine}")
     return _ARCHITECTURES[machine]
 
 
 def namespaced_filter(machine: str = platform.machine()) -> bytes:
     """The program for a job in namespaces of its own, as an array of `struct sock_filter` (8 bytes each).
 
-    Errors: NotImplementedError on a machine that is neither x86_64 nor aarch64.
+    Errors: SandboxUnavailable on a machine that is neither x86_64 nor aarch64.
     """
     return _program(_NAMESPACED, *_column(machine))
 
