@@ -10,8 +10,10 @@ from an earlier round are chosen in turns by two such rules, whose tolerances ar
 accuracy narrower and wider: a safe one, a brief one, the next safe one.
 
 A candidate is merged when it is to be scored and removed afterwards, so the disk holds one at a time. Scores are kept
-per problem in scores.jsonl: a search that was killed draws nothing twice. summary.json holds every round and, for all
-that were scored to the end, a point of the frontier with its interval.
+per problem in scores.jsonl: a search that was killed draws nothing twice. The search ends in points of a frontier: the
+winner is the stage's model, those after it lie in models/2, models/3, .. in the order of the same rule, and a recipe
+makes arms of them by `SEARCH@2`. summary.json holds every round and, for all that were scored to the end, a point on
+dev problems with its interval and whether another one dominates it.
 
 Line: `reason long2short RECIPE`, the stage with `method: merge_search`.
 """
@@ -28,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from long2short.frontier_scores import non_dominated
 from long2short.select import Briefest, Choice, Rule
 from rl.faults import fault
 from rl.runs import append_line, read_lines, write_json
@@ -49,12 +52,12 @@ class Halving:
 
     first: int  # problems of the first round
     factor: int = 2  # a round keeps 1 / factor of the candidates, the next one has factor times the problems
-    keep: int = 2  # candidates that are scored on all problems
+    keep: int = 2  # candidates that are scored on all problems, and kept
 
     def rounds(self, candidates: int, problems: int) -> list[tuple[int, int]]:
-        """(problems, candidates that go on) of each round; from the last one the winner is chosen.
+        """(problems, candidates that go on) of each round; those of the last one are kept, the winner first.
 
-        Example: 9 candidates, 200 problems, first 20, factor 2, keep 2: (20, 5), (40, 3), (80, 2), (200, 1).
+        Example: 9 candidates, 200 problems, first 20, factor 2, keep 2: (20, 5), (40, 3), (80, 2), (200, 2).
         """
         found = []
         number = self.first
@@ -62,7 +65,7 @@ class Halving:
             candidates = max(self.keep, math.ceil(candidates / self.factor))
             found.append((number, candidates))
             number *= self.factor
-        return [*found, (problems, 1)]
+        return [*found, (problems, self.keep)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ def search_merges(
     tolerance: float,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> Choice:
-    """Find the best of `candidates` (name -> how it is made) and make it in `folder`/model.
+    """Find the best of `candidates` (name -> how it is made) and make it in `folder`/model, the next best up to
+    `halving.keep` in `folder`/models/2 and so on.
 
     `parent` is the model whose accuracy is to be kept. What an earlier, killed search in `folder` scored is used.
 
@@ -139,13 +143,22 @@ def search_merges(
         )
     chosen = best[0]
     merged = candidates[chosen.name](folder / "model")
-    finalists = history[-1]["candidates"]
+    shutil.rmtree(folder / "models", ignore_errors=True)
+    for rank, name in enumerate(alive[1:], 2):
+        (folder / "models").mkdir(exist_ok=True)
+        candidates[name](folder / "models" / str(rank))
+    finalists = [PARENT, *found]
+    points = [(score.accuracy, score.mean_tokens) for score in (base, *found.values())]
     summary = {
         "chosen": chosen.name,
         "reason": chosen.reason,
         "tolerance": tolerance,
         "rounds": history,
-        "points": {name or "parent": scores.point(name, problems) for name in [PARENT, *finalists]},
+        "order": alive,
+        "points": {
+            name or "parent": {**scores.point(name, problems), "frontier": mark}
+            for name, mark in zip(finalists, non_dominated(points), strict=True)
+        },
         "model": dict(merged),
     }
     write_json(folder / "summary.json", summary, "search.summary")

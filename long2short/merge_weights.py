@@ -66,7 +66,8 @@ class Weights:
 
     def __str__(self) -> str:
         """`0.5`, or `0.5 mlp 0.3`: the name of a candidate."""
-        return " ".join([f"{self.default:g}", *(f"{key} {self.patterns[key]:g}" for key in sorted(self.patterns))])
+        parts = {"": self.default, **{f"{key} ": self.patterns[key] for key in sorted(self.patterns)}}
+        return " ".join(f"{key}{weight:.15g}" for key, weight in parts.items())
 
 
 def _matches(wanted: list[str], parts: list[str]) -> bool:

@@ -97,6 +97,10 @@ class StageKeys(Keys):
         """The splits of the problem set that the stage reads, () if it reads none."""
         return ()
 
+    def more_models(self) -> tuple[str, ...]:
+        """Names of further models beside the stage's own: "20" is what `STAGE@20` refers to, in `models/20`."""
+        return ()
+
 
 class SamplingKeys(StageKeys):
     """A stage that samples; the three keys default to the recipe's `sampling`."""

@@ -12,7 +12,15 @@ from recipes.keys import MAPPING, PLAIN, Count, Ref, SamplingKeys, Share, Split,
 
 RULES_WITH_BASE = ("task_arithmetic", "ties", "dare")
 # Which keys only some rules read: written beside another one they are a mistake.
-OF_RULE = {"base": RULES_WITH_BASE, "scale": RULES_WITH_BASE, "density": ("ties", "dare"), "normalize": ("ties",)}
+OF_RULE = {
+    "base": RULES_WITH_BASE,
+    "scale": RULES_WITH_BASE,
+    "scales": RULES_WITH_BASE,
+    "density": ("ties", "dare"),
+    "densities": ("ties", "dare"),
+    "normalize": ("ties",),
+}
+NEEDED = ("base", "density", "densities")
 PATTERN = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*"
 
 PerTensor = Annotated[dict[str, Share], Field(min_length=1, max_length=1000)]
@@ -77,11 +85,12 @@ class MergeSearch(SamplingKeys):
     rule: RuleName = "linear"
     """As in a `merge` stage."""
     grid: Annotated[tuple[Candidate, ...], Field(min_length=1, max_length=1000)] = (0.2, 0.4, 0.5, 0.6, 0.8)
-    """The candidates: each a weight, or weights by pattern, as in a `merge` stage."""
-    scale: Scale = 1.0
-    """Factor of the merged deltas."""
-    density: Density | None = None
-    """Share of each delta that stays: the largest (ties), or drawn at random (dare)."""
+    """The weights of the candidates: each a number, or weights by pattern, as in a `merge` stage."""
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1, max_length=100)] = (1.0,)
+    """Factors of the merged deltas; every one with every weight is a candidate."""
+    densities: Annotated[tuple[Density, ...], Field(min_length=1, max_length=100)] | None = None
+    """Shares of each delta that stay: the largest (ties), or drawn at random (dare). Every one is tried with every
+    weight and scale."""
     normalize: bool = True
     """ties: divide by the weights of the deltas that agree in sign."""
     like: Like = "long"
@@ -91,7 +100,7 @@ class MergeSearch(SamplingKeys):
     factor: Annotated[int, Field(ge=2, le=100)] = 2
     """A round keeps one in so many candidates; the next one has so many times the problems."""
     keep: Count = 2
-    """So many candidates are scored on all dev problems."""
+    """So many candidates are scored on all dev problems and kept: the best is the stage's model, the next STAGE@2."""
     tolerance: Share = 0.02
     """How far below the long model's dev accuracy the chosen one may be."""
     samples: Annotated[int, Field(ge=1, le=4096)] = 2
@@ -102,22 +111,37 @@ class MergeSearch(SamplingKeys):
     def splits(self) -> tuple[Split, ...]:
         return ("dev",)
 
+    def more_models(self) -> tuple[str, ...]:
+        candidates = len(self.grid) * len(self.scales) * len(self.densities or (1.0,))
+        return tuple(str(rank) for rank in range(2, min(self.keep, candidates) + 1))
+
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
         yield from _problems_with_rule(self)
-        for index, entry in enumerate(self.grid):
-            if entry in self.grid[:index]:
-                yield "grid", f"has {entry} more than once"
+        weights = [entry if isinstance(entry, dict) else {"default": entry} for entry in self.grid]
+        for key, values in (("grid", weights), ("scales", self.scales), ("densities", self.densities or ())):
+            repeated = [value for index, value in enumerate(values) if value in values[:index]]
+            if repeated:
+                value = repeated[0]
+                shown = value["default"] if isinstance(value, dict) and len(value) == 1 else value
+                yield key, f"has {shown} more than once"
+        for entry in self.grid:
             if isinstance(entry, dict):
                 yield from _problems_with_patterns("grid", entry)
+        if self.rule == "ties" and self.normalize and self.base == self.short and len(self.grid) > 1:
+            yield (
+                "grid",
+                "changes nothing: the short model is the base, so its delta is 0 and normalize: true takes the long "
+                "one's weight out again; give one weight and several scales, or normalize: false",
+            )
 
 
 def _problems_with_rule(keys: Merge | MergeSearch) -> Iterator[tuple[str, str]]:
     """(key, message) of keys that the rule does not read, or needs."""
-    for key, rules in OF_RULE.items():
+    own = {key: rules for key, rules in OF_RULE.items() if key in type(keys).model_fields}
+    for key, rules in own.items():
         if keys.rule not in rules and getattr(keys, key) != type(keys).model_fields[key].default:
             yield key, f"has no effect with rule: {keys.rule}; remove it"
-    for key in ("base", "density"):
-        if keys.rule in OF_RULE[key] and getattr(keys, key) is None:
+        if key in NEEDED and keys.rule in rules and getattr(keys, key) is None:
             yield key, f"required with rule: {keys.rule}"
 
 

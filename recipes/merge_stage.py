@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from recipes.engines import open_engine
@@ -31,10 +32,11 @@ def merge(context: StageContext) -> None:
         context.folder / "model",
         _parents(context),
         _weights(given),
-        _rule(context),
+        _rule(stage, stage.scale, stage.density, context.seed),
         report=lambda done, total: context.progress(done, total, "tensors"),
     )
-    write_json(context.folder / "summary.json", {"rule": stage.rule, **summary}, "merge.summary")
+    facts = _facts(stage, stage.scale, stage.density)
+    write_json(context.folder / "summary.json", facts | summary, "merge.summary")
 
 
 def merge_search(context: StageContext) -> None:
@@ -51,13 +53,17 @@ def merge_search(context: StageContext) -> None:
         with open_engine(context.recipe.sampling.choice, model, tokenizer) as sampler:
             return sample_groups(sampler, tokenizer, problems, task, stage.samples, settings, context.seed, suffix)
 
-    def make(weights: Weights, folder: Path) -> Mapping[str, Any]:
-        return run(folder, parents, weights, rule)
+    def make(weights: Weights, scale: float, density: float | None, folder: Path) -> Mapping[str, Any]:
+        summary = run(folder, parents, weights, _rule(stage, scale, density, context.seed))
+        return _facts(stage, scale, density) | summary
 
-    parents, rule = _parents(context), _rule(context)
-    grid = [_weights(entry) for entry in stage.grid]
+    parents = _parents(context)
+    densities = (None,) if stage.densities is None else stage.densities
     search_merges(
-        {str(weights): partial(make, weights) for weights in grid},
+        {
+            _name(stage, weights, scale, density): partial(make, weights, scale, density)
+            for weights, scale, density in product(map(_weights, stage.grid), stage.scales, densities)
+        },
         context.model(stage.long),
         problems_of(context, "dev", stage.count),
         context.folder,
@@ -84,16 +90,33 @@ def _weights(given: float | Mapping[str, float]) -> Weights:
     return Weights(given)
 
 
-def _rule(context: StageContext) -> Rule:
+def _name(stage: MergeSearch, weights: Weights, scale: float, density: float | None) -> str:
+    """A candidate's name: what differs among the candidates, such as "0.5 scale 0.8"."""
+    parts = [str(weights)]
+    if len(stage.scales) > 1:
+        parts.append(f"scale {scale:.15g}")
+    if density is not None and stage.densities is not None and len(stage.densities) > 1:
+        parts.append(f"density {density:.15g}")
+    return " ".join(parts)
+
+
+def _facts(stage: Merge | MergeSearch, scale: float, density: float | None) -> dict[str, Any]:
+    """What summary.json says of the rule; its numbers where it reads them."""
+    facts: dict[str, Any] = {"rule": stage.rule, "like": stage.like}
+    if stage.base is not None:
+        facts["scale"] = scale
+    return facts if density is None else facts | {"density": density}
+
+
+def _rule(stage: Merge | MergeSearch, scale: float, density: float | None, seed: int) -> Rule:
     """The rule that the stage names, with its numbers."""
     from long2short.merge_rules import Rule, dare, linear, slerp, task_arithmetic, ties
 
-    stage: Merge | MergeSearch = context.stage
-    density = 1.0 if stage.density is None else stage.density
+    kept = 1.0 if density is None else density
     return {
         "linear": lambda: Rule(linear),
         "slerp": lambda: Rule(slerp),
-        "task_arithmetic": lambda: task_arithmetic(stage.scale),
-        "ties": lambda: ties(density, stage.scale, stage.normalize),
-        "dare": lambda: dare(density, stage.scale, seed=context.seed),
+        "task_arithmetic": lambda: task_arithmetic(scale),
+        "ties": lambda: ties(kept, scale, stage.normalize),
+        "dare": lambda: dare(kept, scale, seed=seed),
     }[stage.rule]()

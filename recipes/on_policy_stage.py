@@ -54,7 +54,7 @@ def on_policy(context: StageContext) -> None:
         train(
             learner,
             collector,
-            DevSet(dev, task, sampling, suffix),
+            DevSet(dev, task, build.dev_settings(stage, sampling), suffix),
             tokenizer,
             build.schedule_of(stage),
             context.folder,

@@ -85,7 +85,7 @@ def shape_of(recipe: Recipe, ref: str) -> ModelShape:
             return read_shape(ref if reference.path is None else str(reference.path))
         except ValueError as unknown:
             raise NotPlanned(str(unknown)) from unknown
-    keys = recipe.stages[ref].config
+    keys = recipe.stages[reference.ref].config
     if keys.method == "pretrain" and keys.start is None:
         # rl/tasks/tiny_models.make_model: a vocabulary of 25, an MLP 11/4 as wide.
         return ModelShape(25, keys.hidden, keys.layers, keys.heads, keys.heads, keys.hidden // keys.heads,

@@ -138,16 +138,26 @@ class PolicyKeys(SamplingKeys):
     """At most this many dev problems per evaluation."""
     eval_samples: Count = 2
     """Completions per problem in an evaluation."""
+    eval_max_tokens: Count | None = None
+    """Longest completion of an evaluation in tokens [the larger of sampling.max_tokens and max_tokens]: a smaller limit
+    in training must not look like a loss of accuracy."""
     save_every: Count = 10
     """Write a checkpoint every this many steps."""
     keep: Literal["last", "best", "balance"] = "last"
     """Which weights the stage hands on: of the last step, of the best evaluation, or of the one that balances accuracy
     and tokens best against the starting model (AES)."""
+    keep_models: bool = False
+    """Keep the model of every evaluation as well; another stage names that of step 20 as STAGE@20."""
     stop_at_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     """Stop once the accuracy of an evaluation on dev problems reaches this."""
 
     def splits(self) -> tuple[Split, ...]:
         return ("train", "dev") if self.eval_every else ("train",)
+
+    def more_models(self) -> tuple[str, ...]:
+        if not self.keep_models or not self.eval_every:
+            return ()
+        return tuple(map(str, sorted({*range(self.eval_every, self.steps + 1, self.eval_every), self.steps})))
 
     def problems_with_keys(self) -> Iterator[tuple[str, str]]:
         if self.problems_per_step % self.updates_per_step:
@@ -157,6 +167,8 @@ class PolicyKeys(SamplingKeys):
             )
         if self.keep != "last" and not self.eval_every:
             yield "keep", f"{self.keep} needs evaluations: set eval_every above 0, or keep: last"
+        if self.keep_models and not self.eval_every:
+            yield "keep_models", "keeps the models of evaluations: set eval_every above 0"
         if self.stop_at_accuracy is not None and not self.eval_every:
             yield "stop_at_accuracy", "needs evaluations: set eval_every above 0"
         if self.eval_every > self.steps:

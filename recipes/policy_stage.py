@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -28,7 +29,7 @@ from rl.policy import PolicyModel, load_model
 from rl.ranks import Ranks
 from rl.repetition import RepetitionRule
 from rl.run_state import Prefer, prefer_accurate, prefer_last
-from rl.samplers.base import Sampler
+from rl.samplers.base import Sampler, SamplingSettings
 from rl.samplers.shared import FromFirst, SharedSampler
 from rl.samplers.synced import TOLERANCE, SyncedSampler, policy_scores, policy_weights
 from rl.samplers.transformers import TransformersSampler
@@ -63,9 +64,17 @@ def limits_of(stage: PolicyKeys, max_tokens: int) -> StepSchedule:
     return constant(max_tokens) if stage.max_tokens_steps is None else StepSchedule(stage.max_tokens_steps)
 
 
+def dev_settings(stage: PolicyKeys, sampling: SamplingSettings) -> SamplingSettings:
+    """How the dev problems are sampled: as the rollouts are, up to a limit of their own."""
+    assert stage.eval_max_tokens is not None  # filled in when the recipe was checked
+    return replace(sampling, max_tokens=stage.eval_max_tokens)
+
+
 def schedule_of(stage: PolicyKeys) -> Schedule:
     """How long a stage trains, and how often it evaluates and saves."""
-    return Schedule(stage.steps, stage.eval_every, stage.eval_samples, stage.save_every, stage.stop_at_accuracy)
+    return Schedule(
+        stage.steps, stage.eval_every, stage.eval_samples, stage.save_every, stage.stop_at_accuracy, stage.keep_models
+    )
 
 
 def prefer_of(stage: PolicyKeys, best: Prefer = prefer_accurate) -> Prefer:

@@ -107,10 +107,10 @@ class _Gatherer:
         reference = read_reference(ref, self.recipe.path.parent, "model", "model")
         if reference.kind != "stage":
             return ref if reference.path is None else str(reference.path), ()
-        folder = self.folders.get(ref)
+        folder = self.folders.get(reference.ref)
         if folder is not None and folder.finished:
             return str(folder.final / "model"), ()
-        keys = self.recipe.stages[ref].config
+        keys = self.recipe.stages[reference.ref].config
         key = next((key for key in COMES_FROM if isinstance(getattr(keys, key, None), str)), None)
         found = None if key is None else self._source(getattr(keys, key))
         if found is None or not isinstance(keys, Prepare):

@@ -21,6 +21,7 @@ from recipes.length_keys import gates_of
 from recipes.on_policy_keys import OnPolicy
 from recipes.policy_stage import (
     correction_of,
+    dev_settings,
     learner_of,
     limits_of,
     policy_of,
@@ -263,7 +264,7 @@ def run_rl(
         train(
             learner,
             collector,
-            DevSet(dev_problems, task, sampling, suffix),
+            DevSet(dev_problems, task, dev_settings(stage, sampling), suffix),
             tokenizer,
             schedule_of(stage),
             context.folder,

@@ -111,9 +111,12 @@ class StageContext:
     def model(self, ref: str) -> str:
         """What `from_pretrained` takes for a model reference of this stage's keys.
 
-        A stage gives `<its folder>/model`, a folder its absolute path, a hub id (org/name) itself.
+        A stage gives `<its folder>/model`, `stage@20` `<its folder>/models/20`, a folder its absolute path, a hub id
+        (org/name) itself. ValueError for a further model that the stage did not come to make.
         """
         reference = read_reference(ref, self.recipe.path.parent, "model", "model")
+        if reference.kind == "stage" and reference.part is not None:
+            return str(_one_of(self.inputs[reference.ref] / "models", reference))
         if reference.kind == "stage":
             return str(self.inputs[ref] / "model")
         return ref if reference.path is None else str(reference.path)
@@ -122,6 +125,17 @@ class StageContext:
         """Report `done` of `total`; `note` is a few words to show beside it. Only the first process is heard."""
         if self.ranks.first:
             self.report.stage_progress(self.name, done, total, note)
+
+
+def _one_of(folder: Path, reference: Reference) -> Path:
+    """A further model of a stage. One that the recipe promises may be missing: the run may have ended early."""
+    assert reference.part is not None
+    found = folder / reference.part
+    if not found.is_dir():
+        there = sorted((path.name for path in folder.glob("*")), key=lambda name: (len(name), name))
+        has = f"it has {', '.join(there)}" if there else "it has none"
+        raise ValueError(f"stage {reference.ref} ended without the model {reference.written}; {has}")
+    return found
 
 
 StageFunction = Callable[[StageContext], None]
@@ -156,7 +170,9 @@ def plan_stages(recipe: Recipe, *, root: Path, targets: Sequence[str] | None = N
                 hashes[reference.key] = planned[reference.ref].folder.hash
             else:
                 hashes[reference.key] = _content_hash(reference, content)
-            described[reference.key] = f"{reference.ref} {hashes[reference.key]}"
+            described[reference.key] = f"{reference.written} {hashes[reference.key]}"
+            if reference.part is not None:
+                hashes[reference.key] += f"@{reference.part}"
         # The name is in because the stage's seed is drawn from it.
         identity: dict[str, Any] = recipe.identity(stage) | {"name": stage.name}
         keys = stage.config.model_dump(mode="json")

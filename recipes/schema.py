@@ -36,6 +36,7 @@ from rl.sources import is_saved_dataset
 RECIPES_FOLDER = Path(__file__).resolve().parent
 RESERVED = ("name", "description", "seed", "problems", "sampling", "stages")
 TINY_LEVELS = (2, 3, 4)
+MORE_MODELS = "further ones have RL stages with keep_models: true, and merge_search"
 FROM_ENVIRONMENT = r"\$[A-Za-z_][A-Za-z0-9_]*/."
 
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
@@ -74,6 +75,12 @@ class Reference:
     key: str  # the key of the stage that names it: "model", "arms.base", "candidates[0]", "problems.source"
     wants: str  # what it must be: model, pool, traces, pairs, evaluation, problems, file
     path: Path | None = None  # absolute, for a folder or a file; None for `$NAME/...` where NAME is not set
+    part: str | None = None  # which of a stage's further models: "20" of `teacher@20`
+
+    @property
+    def written(self) -> str:
+        """As in the recipe: `teacher@20`."""
+        return self.ref if self.part is None else f"{self.ref}@{self.part}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,12 +295,21 @@ def _check(document: Document, path: Path) -> Recipe:
 
 
 def read_reference(ref: str, folder: Path, key: str, wants: str) -> Reference:
-    """What a reference in a recipe means: a path starts with ./ ../ or /, another / makes a hub id, else a stage."""
+    """What a reference in a recipe means: a path starts with ./ ../ or /, another / makes a hub id, else a stage.
+
+    `teacher@20` is the model of step 20 that the stage teacher has kept, `search@2` the second best of a search.
+    """
     if is_path(ref):
         return Reference("folder", ref, key, wants, Path(os.path.normpath(folder / ref)))
     if "/" in ref:
         return Reference("hub", ref, key, wants)
-    return Reference("stage", ref, key, wants)
+    stage, _, part = ref.partition("@")
+    return Reference("stage", stage, key, wants, part=part if "@" in ref else None)
+
+
+def stage_named(ref: str) -> str:
+    """The stage that a reference to one names: "teacher" for `teacher@20`."""
+    return ref.partition("@")[0]
 
 
 def file_reference(ref: str, folder: Path, key: str) -> Reference:
@@ -364,8 +380,14 @@ class _Resolver:
             keys = keys.model_copy(
                 update={k: getattr(self.sampling, k) if value is None else value for k, value in values.items()}
             )
-            for key, message in keys.problems_with_limits() if isinstance(keys, PolicyKeys) else ():
-                fault(key, message)
+            if isinstance(keys, PolicyKeys):
+                for key, message in keys.problems_with_limits():
+                    fault(key, message)
+                if keys.eval_max_tokens is None:
+                    own = (
+                        keys.max_tokens if isinstance(keys.max_tokens, int) else 0
+                    )  # else read off a pool, and smaller
+                    keys = keys.model_copy(update={"eval_max_tokens": max(own, self.sampling.max_tokens)})
             return keys
         if isinstance(keys, MadeTraces) and self.problems.source != "tiny":
             fault("method", f"made_traces are of the tiny world, and problems.source is {self.problems.source[:40]}")
@@ -428,6 +450,11 @@ class _Resolver:
                     f"stage {ref} is of method {method}, which makes no {wants}; name a stage of method {makers}"
                     + (f" (here: {listed(fitting, 5)})" if fitting else ""),
                 )
+            elif reference.part is not None and reference.part not in (parts := self.stages[ref].config.more_models()):
+                has = (
+                    f"it has {listed(f'{ref}@{part}' for part in parts)}" if parts else f"name it {ref}; {MORE_MODELS}"
+                )
+                fault(key, f"stage {ref} has no model {reference.written[:64]}; {has}")
             return
         line = self.document.lines.get(("stages", ref))
         if ref == name:

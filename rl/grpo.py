@@ -55,6 +55,7 @@ class Schedule:
     eval_samples: int = 2
     save_every: int = 10
     stop_at_accuracy: float | None = None  # end early once dev accuracy reaches this, to keep spread in the policy
+    keep_models: bool = False  # those of all evaluations, in models/<step>
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,9 @@ def train(
     rows_of = rows_of or BaselineRows(advantage_rule, learner.objective.needs_all_rows, mask_truncated)
     snapshots = monitor is not None and monitor.stop and not schedule.eval_every
     run = RunState(
-        folder, learner, collector, tokenizer, prefer, ranks, monitor, schedule.save_every if snapshots else 0
-    )
+        folder, learner, collector, tokenizer, prefer, ranks, monitor, schedule.save_every if snapshots else 0,
+        schedule.keep_models,
+    )  # fmt: skip
     run.resume()
 
     def evaluate(step: int) -> DevScore:

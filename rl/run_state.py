@@ -4,6 +4,7 @@
     judging.jsonl             the verdicts of a step that took long or were given up, if there are any
     checkpoints/step-000020   all that the run needs to go on from step 20 (rl/checkpoint.py)
     best/                     the evaluated model that is kept so far
+    models/20                 the model evaluated after step 20, and so on, where all of them are kept
     refused-step-000021.jsonl the groups of a step that was refused because something was not finite
     model/, summary.json      at the end
 
@@ -83,10 +84,11 @@ class RunState:
         ranks: Ranks,
         monitor: CollapseMonitor | None = None,
         snapshot_every: int = 0,
+        keep_models: bool = False,
     ) -> None:
         self.folder, self.learner, self.collector = folder, learner, collector
         self.tokenizer, self.prefer, self.ranks = tokenizer, prefer, ranks
-        self.monitor, self.snapshot_every = monitor, snapshot_every
+        self.monitor, self.snapshot_every, self.keep_models = monitor, snapshot_every, keep_models
         self.step = 0
         self.snapshot: int | None = None  # the step after which the copy was made
         self.scores: list[DevScore] = []
@@ -122,6 +124,9 @@ class RunState:
         for path in self.folder.glob("refused-step-*.jsonl"):
             path.unlink()
         shutil.rmtree(self.folder / "best", ignore_errors=True)  # of a later step than the checkpoint, or torn
+        for path in (self.folder / "models").glob("*"):
+            if int(path.name) > self.step:
+                shutil.rmtree(path)
         if checkpoint is None:
             self.metrics_path.unlink(missing_ok=True)
             self.judging_path.unlink(missing_ok=True)
@@ -141,6 +146,8 @@ class RunState:
         if self.kept is None or (well and self.prefer(score, self.kept, start)):
             self.kept = score
             self._export(self.folder / "best")
+        if self.keep_models and score.step:
+            self._export(self.folder / "models" / str(score.step))
         return score
 
     @property

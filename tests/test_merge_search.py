@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from safetensors.torch import load_file
 
-from long2short.merge_rules import Rule, merge_tensor, slerp
+from long2short.merge_rules import Rule, merge_tensor, slerp, task_arithmetic
 from long2short.merge_search import Halving, ProblemScore, search_merges
 from recipes.console import PlainReport
 from recipes.runner import run_recipe
@@ -68,10 +68,10 @@ class World:
 
 
 def test_the_rounds():
-    assert Halving(20, 2, 2).rounds(9, 200) == [(20, 5), (40, 3), (80, 2), (200, 1)]
+    assert Halving(20, 2, 2).rounds(9, 200) == [(20, 5), (40, 3), (80, 2), (200, 2)]
     assert Halving(20, 3, 1).rounds(9, 200) == [(20, 3), (60, 1), (200, 1)]
-    assert Halving(20, 2, 3).rounds(3, 200) == [(200, 1)]  # nothing to halve
-    assert Halving(20, 2, 2).rounds(9, 20) == [(20, 1)]  # no more problems
+    assert Halving(20, 2, 3).rounds(3, 200) == [(200, 3)]  # nothing to halve
+    assert Halving(20, 2, 2).rounds(9, 20) == [(20, 2)]  # no more problems
     assert Halving(20, 2, 1).rounds(9, 50) == [(20, 5), (40, 3), (50, 1)]  # problems end before candidates do
 
 
@@ -89,19 +89,24 @@ def test_a_search(tmp_path):
     kept = [entry["kept"] for entry in summary["rounds"]]
     # A standard error of 10 problems is .118, of 20 .077. With a tolerance so much narrower none qualifies, so the most
     # accurate goes on; with a wider one 0.4 does.
-    assert kept == [["0.5", "0.4", "0.6"], ["0.5", "0.4"], ["0.5"]]
+    assert kept == [["0.5", "0.4", "0.6"], ["0.5", "0.4"], ["0.5", "0.4"]] and summary["order"] == ["0.5", "0.4"]
     assert [entry["problems"] for entry in summary["rounds"]] == [10, 20, 40]
     assert summary["rounds"][0]["tolerances"] == pytest.approx([0.05 - 0.1179, 0.05 + 0.1179], abs=1e-4)
     assert summary["rounds"][-1]["tolerances"] == [0.05]
-    assert world.made == [*GRID, "0.5", "0.4", "0.6", "0.5", "0.4", "0.5"]
+    assert world.made == [*GRID, "0.5", "0.4", "0.6", "0.5", "0.4", "0.5", "0.4"]
     assert sum(number for _, number in world.drawn) == 40 + 2 * 10 + 20 + 2 * 40
     assert summary["chosen"] == "0.5" and summary["model"] == {"weight": 0.5}
     assert set(summary["points"]) == {"parent", "0.4", "0.5"}
     assert summary["points"]["0.5"]["tokens"] == {"value": 45.0, "low": 45.0, "high": 45.0}
     accuracy = summary["points"]["0.5"]["accuracy"]
     assert accuracy["value"] == pytest.approx(0.9) and accuracy["low"] < 0.9 < accuracy["high"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "scores.jsonl", "summary.json"]
+    # .9 at 60, .9 at 45, .8 at 30: the parent is dominated by the winner, the two finalists are not.
+    marks = {name: point["frontier"] for name, point in summary["points"].items()}
+    assert marks == {"parent": False, "0.5": True, "0.4": True}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "models", "scores.jsonl", "summary.json"]
     assert (tmp_path / "model/name").read_text() == "0.5"
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["2"]
+    assert (tmp_path / "models/2/name").read_text() == "0.4"
     assert seen[-1] == (13, 13) and seen == sorted(seen)  # 6 + 4 + 3 scorings
 
 
@@ -172,6 +177,26 @@ stages:
     rule: ties
     density: 0.5
     weights: {default: 0.5, layers.0-1.mlp: 0.25}
+  second: {method: merge, long: searched@2, short: merged, weight: 1.0}
+  dare:
+    method: merge_search
+    long: MODELS/tiny-base
+    short: MODELS/tiny-short
+    base: MODELS/tiny-base
+    rule: dare
+    grid: [0.5]
+    scales: [0.5, 1.0]
+    densities: [0.9, 0.5]
+    first: 2
+    keep: 3
+    samples: 1
+  task:
+    method: merge
+    long: MODELS/tiny-base
+    short: MODELS/tiny-short
+    base: dare@3
+    rule: task_arithmetic
+    weight: 0.5
 """
 
 
@@ -184,7 +209,7 @@ def recipe_file(tmp_path, request):
 
 def test_a_recipe_searches_and_merges(recipe_file, tmp_path, request):
     recipe = load_recipe(recipe_file)
-    assert recipe.part("long2short") == ["searched", "merged"]
+    assert recipe.part("long2short") == ["searched", "merged", "second", "dare", "task"]
     results = run_recipe(recipe, root=tmp_path / "runs", methods=METHODS, report=PlainReport())
     folder = {result.name: result.folder for result in results}
     summary = json.loads((folder["searched"] / "summary.json").read_text())
@@ -196,7 +221,24 @@ def test_a_recipe_searches_and_merges(recipe_file, tmp_path, request):
     for name, tensor in made.items():
         expected = merge_tensor(Rule(slerp), (long[name], short[name]), shares["mlp" in name], name)
         assert tensor.equal(expected), name
-    assert json.loads((folder["merged"] / "summary.json").read_text())["weights"] == {"layers.0-1.mlp": 0.25}
+    merged = json.loads((folder["merged"] / "summary.json").read_text())
+    assert merged["weights"] == {"layers.0-1.mlp": 0.25} and merged["like"] == "long"
+    assert (merged["rule"], merged["scale"], merged["density"]) == ("ties", 1.0, 0.5)
+    # `searched@2` is the other finalist: weight 1 of it is it, bit for bit.
+    second = load_file(folder["searched"] / "models/2/model.safetensors")
+    copied = load_file(folder["second"] / "model/model.safetensors")
+    assert all(tensor.equal(second[name]) for name, tensor in copied.items())
+    assert not all(tensor.equal(made[name]) for name, tensor in copied.items())
+    # Every scale with every density; three of the four are kept.
+    found = json.loads((folder["dare"] / "summary.json").read_text())
+    names = [f"0.5 scale {scale} density {density}" for scale in ("0.5", "1") for density in ("0.9", "0.5")]
+    assert set(found["rounds"][0]["candidates"]) == set(names) and len(found["order"]) == 3
+    assert sorted(path.name for path in (folder["dare"] / "models").iterdir()) == ["2", "3"]
+    third = load_file(folder["dare"] / "models/3/model.safetensors")
+    summed = load_file(folder["task"] / "model/model.safetensors")
+    for name, tensor in summed.items():
+        parents = (long[name], short[name], third[name])
+        assert tensor.equal(merge_tensor(task_arithmetic(1.0), parents, 0.5, name)), name
 
 
 @pytest.mark.parametrize(
@@ -204,9 +246,19 @@ def test_a_recipe_searches_and_merges(recipe_file, tmp_path, request):
     [
         ("rule: slerp", "rule: slerb", "did you mean slerp?"),
         ("rule: slerp", "rule: ties", "base: required with rule: ties"),
-        ("rule: slerp", "rule: slerp\n    density: 0.5", "density: has no effect with rule: slerp; remove it"),
+        ("rule: slerp", "rule: slerp\n    densities: [0.5]", "densities: has no effect with rule: slerp; remove it"),
         ("rule: slerp", "rule: slerp\n    normalize: false", "normalize: has no effect with rule: slerp"),
         ("grid: [0.25,", "grid: [1.0,", "grid: has 1.0 more than once"),
+        ("grid: [0.25,", "grid: [{default: 1}, ", "grid: has 1.0 more than once"),
+        ("rule: slerp", "rule: slerp\n    scales: [0.5, 0.5]", "scales: has 0.5 more than once"),
+        (
+            "rule: slerp",
+            "rule: ties\n    densities: [0.5]\n    base: MODELS/tiny-short",
+            "grid: changes nothing: the short model is the base",
+        ),
+        ("long: searched@2", "long: searched@3", "has no model searched@3; it has searched@2"),
+        ("long: searched@2", "long: searched@", "has no model searched@; it has searched@2"),
+        ("short: merged", "short: merged@2", "has no model merged@2; name it merged"),
         ("grid: [0.25,", "grid: [{mlp: 0.5},", "grid: needs default"),
         ("grid: [0.25,", "grid: [1.25,", "grid[0]: must be at most 1.0, not 1.25"),
         ("grid: [0.25,", "grid: [{default: 2},", "must be at most 1.0, not 2"),
