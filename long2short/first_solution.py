@@ -33,7 +33,8 @@ from rl.tasks.base import Attempt, Task
 from rl.tasks.extraction import last_box
 from rl.types import Completion, FinishReason, Problem, Rollout, RolloutGroup
 
-Encode = Callable[[str], Sequence[int]]  # a completion's text -> its token ids, EOS included
+Encode = Callable[[str], Sequence[int] | None]
+"""A completion's text -> its token ids, EOS included; None if the tokenizer has none for a part of it."""
 
 _OPENER = (
     r"wait\b|hold on\b|hmm+\b|alternatively\b|another (?:way|approach|method)\b|(?:re-?|double[- ]?)check(?:ing)?\b"
@@ -88,7 +89,7 @@ def cut_groups(
 
     A cut completion keeps its place in its group, so every selection works on the result as on a pool. Its token ids
     are the cut text encoded anew, and its log-probs zeros: nobody sampled it. Whatever has no earlier right solution,
-    does not get shorter, or is not right and well formed once it is cut, stays whole and is counted.
+    cannot be encoded, does not get shorter, or is not right and well formed once it is cut, stays whole and is counted.
 
     Errors: ValueError for negative `reflections`; JudgeFailed beyond the task's limit.
     """
@@ -103,7 +104,15 @@ def cut_groups(
     texts = [groups[number].rollouts[index].completion.text for number, index in places]
     problems = [groups[number].problem for number, _ in places]
     shorter = _cut_texts(problems, texts, task, reflections)
-    completions = [None if text is None else _completion(text, encode) for text in shorter]
+    why: dict[tuple[int, int], str] = {}
+    completions: list[Completion | None] = []
+    for place, text in zip(places, shorter, strict=True):
+        ids = None if text is None else encode(text)
+        if text is None or ids is None:
+            why[place] = "no earlier right solution" if text is None else "once cut: unknown to the tokenizer"
+            completions.append(None)
+        else:
+            completions.append(_completion(text, ids))
     attempts = [(p, c) for p, c in zip(problems, completions, strict=True) if c is not None]
     verdicts = iter(judge_attempts(task, attempts))
 
@@ -112,7 +121,7 @@ def cut_groups(
     before = after = cut = 0
     for (number, index), completion in zip(places, completions, strict=True):
         if completion is None:
-            whole["no earlier right solution"] += 1
+            whole[why[number, index]] += 1
             continue
         old = rollouts[number][index]
         new = Rollout(completion, next(verdicts))
@@ -135,7 +144,7 @@ def _cut_texts(problems: Sequence[Problem], texts: Sequence[str], task: Task, re
     for problem, text in zip(problems, texts, strict=True):
         stated = solutions(text.partition(THINK_CLOSE)[0])
         ends.append([end for end, _ in stated])
-        probes += [(problem, _completion(restate(text, answer, task), lambda probe: (0,))) for _, answer in stated]
+        probes += [(problem, _completion(restate(text, answer, task), (0,))) for _, answer in stated]
     verdicts = iter(judge_attempts(task, probes))
     found: list[str | None] = []
     for text, here in zip(texts, ends, strict=True):
@@ -212,6 +221,5 @@ def cut_at(text: str, end: int) -> str | None:
     return f"{kept}{ending.lstrip('.;,!') if kept.endswith(('.', '!', '?')) else ending}{closing}{answer}"
 
 
-def _completion(text: str, encode: Encode) -> Completion:
-    ids = tuple(encode(text))
-    return Completion(text, ids, (0.0,) * len(ids), FinishReason.STOP)
+def _completion(text: str, ids: Sequence[int]) -> Completion:
+    return Completion(text, tuple(ids), (0.0,) * len(ids), FinishReason.STOP)

@@ -5,7 +5,10 @@ compares methods as points of accuracy over mean tokens; there is no scalar. Her
 every difference is paired: same problems, both models, with a sign test beside it.
 
 `*` marks an arm that no other arm dominates: none is at least as accurate with at most as many tokens, and better in
-one of the two. Marks compare point estimates; the intervals say how sure they are.
+one of the two, by the point estimates. `~` marks one that is dominated by those, but by no arm beyond noise: of the
+paired differences in accuracy and tokens, no other arm has both intervals on its better side. An arm is collapsed where
+its whole interval of accuracy lies below half of its parent's: two tokens and no right answer are non-dominated too, so
+such an arm is named, and left out of the line that joins the others and of the headline.
 
 The budget curve of an arm is accuracy under a token limit, from its one pool: a completion longer than the limit is
 wrong (`rl.budget_curve.truncated_accuracy`). All arms share the limits: the longest completion of all, halved again
@@ -22,12 +25,14 @@ from typing import Any
 
 from long2short.frontier_efficiency import Efficiency
 from long2short.frontier_scores import (
-    EqualTokens,
+    AtLimit,
     accuracy_efficiency,
-    at_equal_tokens,
+    at_limit,
+    dominates_beyond_noise,
     dominators,
     non_dominated,
     overthinking_scores,
+    parent_limits,
 )
 from rl.budget_curve import BudgetCurve, truncated_accuracy
 from rl.evaluate import EvalSummary, PairedDifference, compare, require_keys
@@ -36,11 +41,14 @@ from rl.types import RolloutGroup
 
 __all__ = [
     "Arm", "FrontierRow", "Comparison", "Frontier", "frontier", "budget_grid", "accuracy_efficiency", "non_dominated",
-    "Column", "table", "table_columns", "comparison_lines", "notes", "share", "count", "interval", "percent", "signed",
+    "Column", "table", "table_columns", "limit_columns", "comparison_lines", "notes",
+    "few_problems", "share", "count", "interval", "percent", "signed",
     "signed_percent",
 ]  # fmt: skip
 
 MARK = "*"
+UNSURE = "~"
+COLLAPSED = 0.5  # of the parent's accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +72,10 @@ class FrontierRow:
     difference: PairedDifference | None  # against the parent; None for the parent itself
     aes: float | None  # accuracy efficiency score against the parent; None for the parent and for a parent at 0
     non_dominated: bool
-    dominated_by: tuple[str, ...]  # the arms that dominate it, the most accurate first
-    equal_tokens: EqualTokens | None  # accuracy against the parent at the same tokens; None for the parent
+    dominated_by: tuple[str, ...]  # the arms that dominate it: those that do beyond noise, then the most accurate first
+    beyond_noise: bool  # whether the first of these dominates it beyond noise
+    collapsed: bool  # less than half as right as the parent
+    at_limits: tuple[AtLimit, ...]  # at limits that all arms share, by limit
     efficiency: Efficiency | None  # None where the tokenizer was not at hand
     overthinking: float | None  # LLMThinkBench's score among these arms; None if all spend the same
     curve: BudgetCurve  # accuracy under a token limit
@@ -77,18 +87,30 @@ class FrontierRow:
             "summary": self.summary.to_json(),
             "difference": None if self.difference is None else self.difference.to_json(),
             "dominated_by": list(self.dominated_by),
+            "at_limits": [asdict(point) for point in self.at_limits],
             "curve": self.curve.to_json(),
         }
+
+    @property
+    def mark(self) -> str:
+        """What stands before its name in the table: `*`, `~` or a space."""
+        return MARK if self.non_dominated else " " if self.beyond_noise else UNSURE
+
+    @property
+    def joined(self) -> bool:
+        """Whether it is on the line of the non-dominated."""
+        return self.non_dominated and not self.collapsed
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FrontierRow:
         """ValueError for a row that another version of `reason` wrote."""
         require_keys(cls, data, "a frontier")
-        kinds = {"difference": PairedDifference, "equal_tokens": EqualTokens, "efficiency": Efficiency}
+        kinds = {"difference": PairedDifference, "efficiency": Efficiency}
         converted = {
             "summary": EvalSummary.from_json(data["summary"]),
             "curve": BudgetCurve.from_json(data["curve"]),
             "dominated_by": tuple(data["dominated_by"]),
+            "at_limits": tuple(map(AtLimit.from_json, data["at_limits"])),
             **{name: None if data[name] is None else kind.from_json(data[name]) for name, kind in kinds.items()},
         }
         return cls(**{**data, **converted})
@@ -155,9 +177,11 @@ def frontier(
                 "maj@k and pass@k compare only at the same k"
             )
     limits = budgets or budget_grid(max(length for arm in arms for group in arm.groups for length in group.num_tokens))
+    shared = parent_limits(base.summary.tokens.mean.value)
+    floor = COLLAPSED * base.summary.accuracy.value
     rows = []
     for arm, beaten_by, overthinking in zip(arms, dominators(points), overthinking_scores(points), strict=True):
-        difference = None if arm is base else compare(arm.groups, base.groups)
+        difference = None if arm is base else _compared(arm, base)
         score = None
         if difference is not None and base.summary.accuracy.value > 0:
             score = accuracy_efficiency(
@@ -166,6 +190,8 @@ def frontier(
                 parent_tokens=base.summary.tokens.mean.value,
                 parent_accuracy=base.summary.accuracy.value,
             )
+        surely = {place for place in beaten_by if dominates_beyond_noise(arm.groups, arms[place].groups)}
+        ordered = sorted(beaten_by, key=lambda place: (place not in surely, -points[place][0]))
         rows.append(
             FrontierRow(
                 name=arm.name,
@@ -174,19 +200,25 @@ def frontier(
                 difference=difference,
                 aes=score,
                 non_dominated=not beaten_by,
-                dominated_by=tuple(
-                    arms[place].name for place in sorted(beaten_by, key=lambda place: -points[place][0])
-                ),
-                equal_tokens=None if arm is base else at_equal_tokens(arm.groups, base.groups),
+                dominated_by=tuple(arms[place].name for place in ordered),
+                beyond_noise=bool(surely),
+                collapsed=arm.summary.accuracy.high < floor,
+                at_limits=tuple(at_limit(arm.groups, None if arm is base else base.groups, one) for one in shared),
                 efficiency=arm.efficiency,
                 overthinking=overthinking,
                 curve=truncated_accuracy(arm.groups, limits),
             )
         )
-    comparisons = [
-        Comparison(name, other, compare(by_name[name].groups, by_name[other].groups)) for name, other in pairs
-    ]
+    comparisons = [Comparison(name, other, _compared(by_name[name], by_name[other])) for name, other in pairs]
     return Frontier(parent, tuple(rows), tuple(comparisons))
+
+
+def _compared(arm: Arm, other: Arm) -> PairedDifference:
+    """An arm minus another; what cannot be compared is refused by the names of both."""
+    try:
+        return compare(arm.groups, other.groups)
+    except ValueError as error:
+        raise ValueError(f"{arm.name} against {other.name}: {error}") from error
 
 
 def budget_grid(longest: int, halvings: int = 6) -> list[int]:
@@ -257,6 +289,35 @@ def _split(row: FrontierRow) -> str:
     return "-" if thought is None else f"{_mean(thought)} + {_mean(answer)}"
 
 
+def limit_columns(found: Frontier) -> tuple[Column, ...]:
+    """What each arm gives up, or gains, at equal budget: accuracy and its difference under each shared limit."""
+
+    def column(limit: int) -> Column:
+        def cell(row: FrontierRow) -> str:
+            def text(point: AtLimit) -> str:
+                own = share(point.accuracy.value)
+                return own if point.difference is None else f"{own}, {interval(point.difference, signed)}"
+
+            return _at(row, limit, text)
+
+        return Column(f"at most {limit} tokens", "accuracy, Δ", cell)
+
+    name = Column("arm", "", lambda row: f"{row.mark} {row.name}")
+    return (name, *(column(point.limit) for point in found.rows[0].at_limits))
+
+
+def _at(row: FrontierRow, limit: int, text: Callable[[AtLimit], str]) -> str:
+    return next((text(point) for point in row.at_limits if point.limit == limit), "-")
+
+
+def _dominated_by(row: FrontierRow) -> str:
+    """`alp`, `alp and 3 more`, `~ alp`: the first of those that dominate an arm, and whether that is within noise."""
+    if not row.dominated_by:
+        return "collapsed" if row.collapsed else "-"
+    first, more = row.dominated_by[0], len(row.dominated_by) - 1
+    return f"{'' if row.beyond_noise else f'{UNSURE} '}{first}" + (f" and {more} more" if more else "")
+
+
 def table_columns(found: Frontier) -> tuple[Column, ...]:
     """The columns, the arm's name first."""
     k = found.rows[0].summary.samples
@@ -264,15 +325,17 @@ def table_columns(found: Frontier) -> tuple[Column, ...]:
     def difference(row: FrontierRow, cell: Callable[[PairedDifference], str]) -> str:
         return "parent" if row.difference is None else cell(row.difference)
 
-    def equal(row: FrontierRow) -> str:
-        return "parent" if row.equal_tokens is None else interval(row.equal_tokens.accuracy, signed)
+    limit = max(1, ceil(found.row(found.parent).summary.tokens.mean.value))
+
+    def held(row: FrontierRow) -> str:
+        return "parent" if row.difference is None else _at(row, limit, lambda point: interval(point.difference, signed))
 
     def efficiency(row: FrontierRow, cell: Callable[[Efficiency], Estimate | None]) -> str:
         estimate = None if row.efficiency is None else cell(row.efficiency)
         return "-" if estimate is None else share(estimate.value)
 
     return (
-        Column("arm", "", lambda row: f"{MARK if row.non_dominated else ' '} {row.name}"),
+        Column("arm", "", lambda row: f"{row.mark} {row.name}"),
         Column("accuracy", "95% interval", lambda row: interval(row.summary.accuracy, share)),
         Column("tokens", "mean, 95% interval", lambda row: interval(row.summary.tokens.mean, count)),
         Column("Δ accuracy", "paired with parent", lambda row: difference(row, lambda d: interval(d.accuracy, signed))),
@@ -282,8 +345,8 @@ def table_columns(found: Frontier) -> tuple[Column, ...]:
             lambda row: difference(row, lambda d: interval(d.tokens_relative, signed_percent)),
         ),
         Column("sign test", "problems up, down", lambda row: difference(row, lambda d: signs(d.accuracy_signs))),
-        Column("Δ accuracy", "at equal tokens", equal),
-        Column("dominated by", "", lambda row: row.dominated_by[0] if row.dominated_by else "-"),
+        Column("Δ accuracy", f"with at most {limit} tokens", held),
+        Column("dominated by", f"{UNSURE} within noise", _dominated_by),
         Column(f"maj@{k}", "", lambda row: share(row.summary.maj_at_k)),
         Column(f"pass@{k}", "", lambda row: share(row.summary.pass_at_k)),
         Column(f"G-Pass@{k}", "τ = 1", lambda row: share(row.summary.g_pass_at_k)),
@@ -348,22 +411,41 @@ def notes(found: Frontier, mark: str = MARK) -> list[str]:
     lines = [
         f"{first.num_problems} problems × {first.samples} samples; 95% intervals by bootstrap over problems, "
         f"differences paired with {found.parent} on the same problems.",
-        f"{mark} no other arm is at least as accurate with at most as many tokens, and better in one of the two.",
+        f"{mark} no other arm is at least as accurate with at most as many tokens, and better in one of the two, by "
+        "the point estimates.",
     ]
     if len(found.rows) > 1:
         lines += [
-            "Sign test: problems on which an arm is better and worse than its parent; exact, two-sided.",
-            "At equal tokens: of the two, the one that spends more is cut at the limit under which it spends what the "
-            "other does on average; what is cut is wrong.",
+            f"{UNSURE} dominated, but by no arm beyond noise, that is with both paired intervals on one side.",
+            "Sign test: problems on which an arm is better and worse than its parent; exact, two-sided. Each interval "
+            "is a 95% one by itself: of twenty arms that are like their parent one is expected outside.",
+            "With at most so many tokens (the parent's mean): a longer completion is wrong, for the arm and for its "
+            "parent; nobody is asked for an answer there (`reason budget` does that).",
+            "Budget curve, area: accuracy over log2 of such a limit, averaged over the limits that these arms share. "
+            "AES: share of tokens saved, plus 3 times the share of accuracy gained or minus 5 times that lost.",
+            "ξ_O: tokens up to the first right solution over all tokens, 0 for a wrong answer; solutions are found by "
+            "their text.",
         ]
-    if first.num_problems < FEW_PROBLEMS:
+    if collapsed := [row.name for row in found.rows if row.collapsed]:
         lines.append(
-            f"Only {first.num_problems} problems: with fewer than {FEW_PROBLEMS} the intervals are rough, and near 0 "
-            "and 1 they hold the truth less often than 95% of the time (benchmarks/coverage.py)."
+            f"Collapsed: {', '.join(collapsed)} {'is' if len(collapsed) == 1 else 'are'} less than half as right as "
+            f"{found.parent}."
         )
+    fewest = min(row.difference.num_problems if row.difference else row.summary.num_problems for row in found.rows)
+    if fewest < FEW_PROBLEMS:
+        lines.append(few_problems(fewest))
     undecided = [f"{row.name} {row.summary.undecided}" for row in found.rows if row.summary.undecided]
     if undecided:
         lines.append(
             f"The judge failed on some completions, which count as neither right nor wrong: {', '.join(undecided)}."
         )
     return lines
+
+
+def few_problems(problems: int) -> str:
+    """What intervals are worth with fewer than 100 problems, from benchmarks/coverage.py."""
+    return (
+        f"Only {problems} problems: with fewer than {FEW_PROBLEMS} the intervals are rough. With 30 they hold an "
+        "accuracy of .1 to .9 in 93 to 95% of simulated sets, but one of .03 or .97 in only 81 to 86% "
+        "(benchmarks/coverage.py)."
+    )

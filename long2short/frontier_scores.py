@@ -4,13 +4,15 @@
 * The overthinking score of LLMThinkBench, see `overthinking_scores`. Its token efficiency is a min–max over the arms at
   hand, so the longest arm gets 0 whatever it gets right, and a new arm changes all of them: it is in the JSON and the
   CSV for those who compare with that benchmark, not in the table.
-* `at_equal_tokens`: what an arm gives up, or gains, against its parent when neither may spend more than the other.
+* `at_limit`: what an arm gives up, or gains, against its parent when both are held to the same token limit.
+* `dominates_beyond_noise`: whether one arm is worse than another in accuracy and in tokens by more than chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -18,24 +20,27 @@ from numpy.typing import NDArray
 
 from rl import stats
 from rl.evaluate import decided_rollouts, paired
-from rl.stats import SHARE_DIFFERENCE, Estimate
+from rl.stats import SHARE, SHARE_DIFFERENCE, Estimate
 from rl.types import RolloutGroup
+
+PARENT_SHARES = (0.25, 0.5, 1.0, 2.0)  # of the parent's mean tokens
 
 
 @dataclass(frozen=True, slots=True)
-class EqualTokens:
-    """Accuracy minus the parent's where both spend the same tokens on average, see `at_equal_tokens`.
+class AtLimit:
+    """An arm where no completion may be longer than `limit` tokens, see `at_limit`.
 
-    Example: `EqualTokens(Estimate(0.31, 0.27, 0.35), limit=41, parent_is_cut=True)`
+    Example: `AtLimit(80, Estimate(0.91, 0.89, 0.93), Estimate(0.42, 0.39, 0.45))`
     """
 
-    accuracy: Estimate  # difference, paired
-    limit: int  # tokens, of the one that spends more
-    parent_is_cut: bool
+    limit: int
+    accuracy: Estimate
+    difference: Estimate | None  # minus the parent's at the same limit, paired; None for the parent
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> EqualTokens:
-        return cls(Estimate.from_json(data["accuracy"]), data["limit"], data["parent_is_cut"])
+    def from_json(cls, data: dict[str, Any]) -> AtLimit:
+        difference = None if data["difference"] is None else Estimate.from_json(data["difference"])
+        return cls(data["limit"], Estimate.from_json(data["accuracy"]), difference)
 
 
 def non_dominated(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -100,63 +105,51 @@ def overthinking_scores(points: Sequence[tuple[float, float]]) -> list[float | N
     return found
 
 
-def at_equal_tokens(groups: Sequence[RolloutGroup], parent_groups: Sequence[RolloutGroup]) -> EqualTokens:
-    """Accuracy minus the parent's when the one that spends more is held to what the other spends.
+def parent_limits(mean_tokens: float) -> tuple[int, ...]:
+    """The limits at which arms are compared: a quarter, a half, all and twice of the parent's mean, rounded up.
 
-    The one with more tokens on average gets a token limit: the largest at which it spends, cut there, no more on
-    average than the other does uncut. A completion longer than the limit is wrong and costs the limit. So the question
-    is: for the tokens of this arm, would its parent have been as right, had one only stopped it early? Cutting both at
-    the arm's mean instead would also cut about half of the arm's own completions, and would measure nobody's use.
-
-    The interval is paired over problems and takes the limit as given: that it was chosen on the same samples is not in
-    it. Nobody is asked for an answer at the cut (`rl.budget_curve.budget_curve` does that), so the one that is cut may
-    look worse than it would under forcing.
-    Example: an arm right with 2 tokens each time, a parent right with 1 of 1 and with 4 tokens: the parent spends 2.5,
-    cut at 3 it spends 2, and is right half of the time.
+    Example: `parent_limits(79.3) == (20, 40, 80, 159)`, `parent_limits(1) == (1, 2)`.
     """
+    return tuple(sorted({max(1, ceil(share * mean_tokens)) for share in PARENT_SHARES}))
+
+
+def at_limit(groups: Sequence[RolloutGroup], parent_groups: Sequence[RolloutGroup] | None, limit: int) -> AtLimit:
+    """Accuracy where a completion longer than `limit` tokens is wrong, and the difference from the parent there.
+
+    The question is that of a user who pays for at most so many tokens an answer. Nobody is asked for an answer at the
+    limit (`rl.budget_curve.budget_curve` does that), so a model whose answer comes late looks worse than it would under
+    forcing. `parent_groups` None: the arm is the parent.
+    Example: an arm right with 2 tokens each time, a parent right with 1 and with 4: at limit 3 1.0 against 0.5.
+    """
+    if parent_groups is None:
+        kept = [group for group in groups if decided_rollouts(group)]
+        return AtLimit(limit, stats.bootstrap_mean(_within(kept, limit), bounds=SHARE), None)
     pairs = paired(groups, parent_groups)
-    sides = [_Side.of([pair[side] for pair in pairs]) for side in (0, 1)]
-    spent = [side.spent(None) for side in sides]
-    longer = int(spent[1] > spent[0])
-    limit = sides[longer].limit(spent[1 - longer])
-    limits: list[int | None] = [None, None]
-    limits[longer] = limit
-    shares = [side.accuracy(most) for side, most in zip(sides, limits, strict=True)]
-    return EqualTokens(stats.bootstrap_difference(*shares, bounds=SHARE_DIFFERENCE), limit, bool(longer))
+    own, parents = (_within([pair[side] for pair in pairs], limit) for side in (0, 1))
+    return AtLimit(
+        limit,
+        stats.bootstrap_mean(own, bounds=SHARE),
+        stats.bootstrap_difference(own, parents, bounds=SHARE_DIFFERENCE),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """The decided completions of one model, flat: the problem's number, tokens, right."""
+def _within(groups: Sequence[RolloutGroup], limit: int) -> NDArray[np.float64]:
+    """Per problem the share of decided completions that are right and no longer than the limit."""
+    return stats.shares(
+        [[one.right and one.num_tokens <= limit for one in decided_rollouts(group)] for group in groups]
+    )
 
-    problem: NDArray[np.intp]
-    tokens: NDArray[np.int64]
-    right: NDArray[np.bool_]
 
-    @classmethod
-    def of(cls, groups: Sequence[RolloutGroup]) -> _Side:
-        kept = [(i, rollout) for i, group in enumerate(groups) for rollout in decided_rollouts(group)]
-        return cls(
-            np.array([i for i, _ in kept], dtype=np.intp),
-            np.array([rollout.num_tokens for _, rollout in kept], dtype=np.int64),
-            np.array([rollout.right for _, rollout in kept], dtype=np.bool_),
-        )
+def dominates_beyond_noise(groups: Sequence[RolloutGroup], other: Sequence[RolloutGroup]) -> bool:
+    """Whether `other` is at least as accurate and as brief beyond noise: of both paired differences, `groups` minus
+    `other`, the whole 95 % interval is on the wrong side (accuracy at most 0, tokens at least 0).
 
-    def spent(self, limit: int | None) -> float:
-        """Mean tokens of a completion, over problems of equal weight."""
-        tokens = self.tokens if limit is None else np.minimum(self.tokens, limit)
-        return float(np.mean(self._means(tokens)))
-
-    def accuracy(self, limit: int | None) -> NDArray[np.float64]:
-        return self._means(self.right if limit is None else self.right & (self.tokens <= limit))
-
-    def limit(self, most: float) -> int:
-        """The largest limit under which no more than `most` is spent."""
-        low, high = 0, int(self.tokens.max())
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.spent(middle) <= most + 1e-9 else (low, middle - 1)
-        return low
-
-    def _means(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        return np.bincount(self.problem, weights=values) / np.bincount(self.problem)
+    Example: .80 at 60 tokens against .95 at 40 on 100 problems: yes; .937 at 79 against .941 at 55: no.
+    """
+    pairs = paired(groups, other)
+    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+    right = [stats.shares([[r.right for r in decided_rollouts(group)] for group in side]) for side in sides]
+    if stats.bootstrap_difference(*right, bounds=SHARE_DIFFERENCE).high > 0:
+        return False
+    tokens = [[sum(group.num_tokens) / len(group.rollouts) for group in side] for side in sides]
+    return stats.bootstrap_difference(*tokens).low >= 0

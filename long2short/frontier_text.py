@@ -3,7 +3,8 @@
     write_file(folder / "frontier.md", table_markdown(found), "frontier.md")
     write_file(folder / "frontier.csv", table_csv(found), "frontier.csv")
 
-The Markdown has the columns of the printed table, in two tables so that each fits a page. The CSV has one line an arm
+The Markdown has the columns of the printed table, in two tables so that each fits a page, and a third one of what each
+arm gives up at equal budget. The CSV has one line an arm
 and every number of it as a column of its own, unrounded; what an arm has no number for is empty.
 """
 
@@ -15,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from long2short.frontier import Column, Frontier, FrontierRow, comparison_lines, notes, table_columns
+from long2short.frontier import Column, Frontier, FrontierRow, comparison_lines, limit_columns, notes, table_columns
 
 FIRST = 7  # columns of the first Markdown table beside the name: the points and their differences
 
@@ -26,7 +27,10 @@ def table_markdown(found: Frontier) -> str:
     What would be markup in a name is escaped. Example: `| \\* brief | 0.951 [0.935, 0.967] | 41.2 [40.1, 42.3] |`.
     """
     name, *columns = table_columns(found)
-    blocks = [_markdown([name, *part], found.rows) for part in (columns[:FIRST], columns[FIRST:])]
+    parts = [[name, *columns[:FIRST]], [name, *columns[FIRST:]]]
+    if len(found.rows) > 1:
+        parts.append(list(limit_columns(found)))
+    blocks = [_markdown(part, found.rows) for part in parts]
     lines = [line for line in comparison_lines(found) if line] + notes(found)
     return "\n\n".join([*blocks, "\n".join(f"- {_escaped(line)}" for line in lines)]) + "\n"
 
@@ -52,9 +56,9 @@ def _escaped(text: str) -> str:
 def table_csv(found: Frontier) -> str:
     """One line per arm. An estimate is three columns: `accuracy`, `accuracy_low`, `accuracy_high`.
 
-    Further columns: tokens_mean, tokens_median, difference_accuracy, difference_accuracy_signs_p, equal_tokens_limit,
-    pass_at_1, curve_accuracy_at_40, curve_area, ..: the names of the JSON, joined. Numbers as Python writes them,
-    lines end in a newline.
+    Further columns: tokens_mean, tokens_median, difference_accuracy, difference_accuracy_signs_p,
+    at_limit_80_difference, pass_at_1, curve_accuracy_at_40, curve_area, ..: the names of the JSON, joined. Numbers
+    as Python writes them, lines end in a newline.
     """
     lines = [dict(_flat("", _for_csv(row))) for row in found.rows]
     names = list(dict.fromkeys(name for line in lines for name in line))
@@ -80,6 +84,8 @@ def _for_csv(row: FrontierRow) -> dict[str, Any]:
         **{name: dict(item) if name in ("pass_at", "reflection_words") else item for name, item in summary.items()},
         **value,
         "dominated_by": " ".join(value["dominated_by"]),
+        "at_limits": None,
+        "at_limit": {str(point["limit"]): {**point, "limit": None} for point in value["at_limits"]},
         "curve": {"area": curve["area"], **at},
     }
 

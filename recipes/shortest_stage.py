@@ -7,6 +7,7 @@ and `long2short.shortest`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from recipes.long2short_keys import Shortest
@@ -18,6 +19,8 @@ from rl.runs import write_json
 from rl.types import RolloutGroup
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from long2short.lucky_guesses import Guard
 
 REFLECTIONS = {"first": 0, "reflection": 1}  # the key `cut` -> right solutions kept behind the first one
@@ -27,7 +30,7 @@ def shortest(context: StageContext) -> None:
     from distill.traces import write_traces
     from long2short.first_solution import cut_groups
     from long2short.shortest import select_shortest
-    from rl.policy import eos_token_id, load_tokenizer
+    from rl.policy import load_tokenizer
 
     stage: Shortest = context.stage
     sampled = context.recipe.stages[stage.pool].config
@@ -40,7 +43,7 @@ def shortest(context: StageContext) -> None:
         made = cut_groups(
             groups,
             task_of(context.recipe),
-            lambda text: (*tokenizer(text, add_special_tokens=False)["input_ids"], eos_token_id(tokenizer)),
+            partial(_encode, tokenizer),
             reflections=REFLECTIONS[stage.cut],
             prefilled=prefilled,
             forbidden=forbidden,
@@ -58,6 +61,14 @@ def shortest(context: StageContext) -> None:
     )
     write_traces(context.folder / "traces.jsonl", selection.traces)
     write_json(context.folder / "summary.json", selection.summary() | about_cuts, "traces.summary")
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int] | None:
+    """A completion's token ids with EOS; None where the tokenizer has no token for a part of it."""
+    from rl.policy import eos_token_id
+
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return None if tokenizer.unk_token_id in ids else [*ids, eos_token_id(tokenizer)]
 
 
 def _guards(context: StageContext, groups: Sequence[RolloutGroup], tokenizer: Any) -> list[Guard]:

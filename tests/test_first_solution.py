@@ -80,6 +80,12 @@ def test_a_wrong_first_solution_is_kept_with_its_correction():
     assert texts(made.groups) == ["48+48/2 = 70. Wait, 48+24 = 72. </think>72"]
 
 
+def test_what_the_tokenizer_does_not_know_stays_whole():
+    whole = group("48+24 = 72. Wait, 48+24 = 72. </think>72")
+    made = cut_groups([whole], integers.TASK, lambda text: None)
+    assert made.groups == (whole,) and made.whole == {"once cut: unknown to the tokenizer": 1}
+
+
 def test_the_tiny_world_loses_its_last_check():
     """There a turn stands inside a step, so the step's first result is a solution."""
     problem = tiny.problems("train", 1, (2,))[0]

@@ -23,6 +23,7 @@ from long2short.frontier import (
     budget_grid,
     count,
     frontier,
+    limit_columns,
     non_dominated,
     notes,
     signed,
@@ -31,7 +32,7 @@ from long2short.frontier import (
     table_columns,
 )
 from long2short.frontier_efficiency import Efficiency, attempts_of, efficiency, efficiency_of, first_right, readings
-from long2short.frontier_scores import at_equal_tokens, dominators, overthinking_scores
+from long2short.frontier_scores import at_limit, dominates_beyond_noise, dominators, overthinking_scores, parent_limits
 from long2short.frontier_text import table_csv, table_markdown
 from rl.evaluate import summarize
 from rl.stats import SignTest
@@ -89,6 +90,13 @@ def test_aes_golden(accuracy, expected):
     assert found == pytest.approx(expected)
 
 
+def test_aes_golden_of_kimis_figure():
+    """k1.5's long2short figure: long to shortest on MATH-500, long to short by RL on AIME 2024."""
+    shortest = accuracy_efficiency(tokens=645, accuracy=88.2, parent_tokens=1321, parent_accuracy=94.1)
+    by_rl = accuracy_efficiency(tokens=3272, accuracy=60.8, parent_tokens=4205, parent_accuracy=63.3)
+    assert (shortest, by_rl) == (pytest.approx(0.198, abs=5e-4), pytest.approx(0.0244, abs=5e-4))
+
+
 def test_aes_golden_model_interpolation():
     found = accuracy_efficiency(tokens=17_574, accuracy=80.5, parent_tokens=22_813, parent_accuracy=80.4)
     assert found == pytest.approx(0.2334, abs=5e-5)
@@ -134,7 +142,7 @@ def test_bad_arms_are_refused(arms):
         frontier(arms, "teacher", [("base", "nobody")])
     with pytest.raises(ValueError, match="two has 2 samples per problem and teacher has 4"):
         frontier([*arms, make_arm("two", 0.5, 10, samples=2)], "teacher")
-    with pytest.raises(ValueError, match="same problems"):
+    with pytest.raises(ValueError, match="few against teacher: a paired comparison needs the same problems"):
         frontier([*arms, make_arm("few", 0.5, 10, problems=3)], "teacher")
 
 
@@ -195,33 +203,78 @@ def group(number, *attempts, text="1 </think>02", answer="02"):
     return RolloutGroup(Problem(f"p{number}", (TextPart("01+01"),), answer), (1,), tuple(rollouts))
 
 
-def test_at_equal_tokens_by_hand():
+def test_at_a_limit_by_hand():
     parent, arm = [group(0, (True, 1), (True, 4))], [group(0, (True, 2), (True, 2))]
-    found = at_equal_tokens(arm, parent)
-    assert (found.limit, found.parent_is_cut, found.accuracy.value) == (3, True, 0.5)  # the parent's 1 + 3 tokens
-    back = at_equal_tokens(parent, arm)
-    assert (back.limit, back.parent_is_cut, back.accuracy.value) == (3, False, -0.5)
-    same = at_equal_tokens(parent, parent)
-    assert (same.limit, same.accuracy.value) == (4, 0.0)  # nothing is cut
+    found = at_limit(arm, parent, 3)
+    assert (found.limit, found.accuracy.value, found.difference.value) == (3, 1.0, 0.5)
+    assert at_limit(arm, parent, 1).difference.value == -0.5
+    own = at_limit(parent, None, 4)
+    assert (own.accuracy.value, own.difference) == (1.0, None)
     undecided = [group(0, (True, 1), (True, 4), (None, 900))]
-    assert at_equal_tokens(arm, undecided).limit == 3
+    assert at_limit(arm, undecided, 3).difference.value == 0.5
+    assert parent_limits(79.3) == (20, 40, 80, 159) and parent_limits(1) == (1, 2)
 
 
-@given(st.lists(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), min_size=2, max_size=2), min_size=2, max_size=6))
+@given(
+    st.lists(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), min_size=2, max_size=2), min_size=2, max_size=6),
+    st.integers(1, 40),
+)
 @settings(max_examples=40, deadline=None)
-def test_at_equal_tokens_spends_no_more_and_one_token_more_would(rows):
+def test_at_a_limit_equals_a_count(rows, limit):
     arm = [group(i, *row) for i, row in enumerate(rows)]
-    parent = [group(i, *((right, 2 * tokens) for right, tokens in row)) for i, row in enumerate(rows)]
-    found = at_equal_tokens(arm, parent)
-    spent, lengths = sum(sum(g.num_tokens) for g in arm), [n for g in parent for n in g.num_tokens]
+    parent = [group(i, *((not right, tokens + 1) for right, tokens in row)) for i, row in enumerate(rows)]
+    found = at_limit(arm, parent, limit)
+    kept = sum(right and tokens <= limit for row in rows for right, tokens in row)
+    lost = sum(not right and tokens < limit for row in rows for right, tokens in row)
+    assert found.accuracy.value == pytest.approx(kept / (2 * len(rows)))
+    assert found.difference.value == pytest.approx((kept - lost) / (2 * len(rows)))
 
-    def cost(limit):
-        return sum(min(length, limit) for length in lengths)
 
-    assert found.parent_is_cut and cost(found.limit) <= spent < cost(found.limit + 1)
-    kept = [r.right and r.num_tokens <= found.limit for g in parent for r in g.rollouts]
-    expected = (sum(r.right for g in arm for r in g.rollouts) - sum(kept)) / len(kept)
-    assert found.accuracy.value == pytest.approx(expected)
+def test_what_dominates_beyond_noise():
+    worse, better, close = make_arm("a", 0.8, 60), make_arm("b", 0.97, 40), make_arm("c", 0.8, 58)
+    assert dominates_beyond_noise(worse.groups, better.groups)
+    assert not dominates_beyond_noise(better.groups, worse.groups)
+    assert not dominates_beyond_noise(close.groups, worse.groups)  # as accurate, and briefer
+    found = frontier([worse, better, close], "b")
+    row = found.row("a")
+    assert row.beyond_noise and row.dominated_by[0] == "b" and row.mark == " "
+    # 1.0 at 40 tokens against the same answers at 41 with one wrong: dominated, but not beyond noise.
+    sides = {
+        "x": [group(i, (True, 40 + i % 3)) for i in range(30)],
+        "y": [group(i, (i > 0, 40 + (i + 1) % 3 + (i == 7))) for i in range(30)],
+    }
+    made = [Arm(name, tuple(groups), summarize(groups, tiny.TASK)) for name, groups in sides.items()]
+    near = frontier(made, "x").row("y")
+    assert near.dominated_by == ("x",) and not near.beyond_noise and near.mark == "~"
+    dominated = next(column for column in table_columns(found) if column.head == "dominated by")
+    more = len(row.dominated_by) - 1
+    assert dominated.cell(row) == "b" + (f" and {more} more" if more else "")
+    assert (
+        next(column for column in table_columns(frontier(made, "x")) if column.head == "dominated by").cell(near)
+        == "~ x"
+    )
+
+
+def test_a_collapsed_arm_is_named_and_off_the_line():
+    found = frontier(
+        [make_arm("teacher", 0.95, 80), make_arm("nothing", 0.0, 2), make_arm("brief", 0.6, 30)], "teacher"
+    )
+    row = found.row("nothing")
+    assert row.non_dominated and row.collapsed and not row.joined
+    assert not found.row("brief").collapsed and found.row("brief").joined
+    assert "Collapsed: nothing is less than half as right as teacher." in notes(found)
+    assert not frontier([make_arm("zero", 0.0, 10)], "zero").row("zero").collapsed  # a parent has nothing to fall from
+
+
+def test_the_limits_of_equal_budget_are_a_table(arms):
+    found = frontier(arms, "teacher")
+    name, *columns = limit_columns(found)
+    mean = found.row("teacher").summary.tokens.mean.value
+    assert [column.head for column in columns] == [f"at most {limit} tokens" for limit in parent_limits(mean)]
+    assert [name.cell(row) for row in found.rows][3] == "* brief"
+    last = found.row("brief").at_limits[-1]
+    assert columns[-1].cell(found.row("brief")).startswith(f"{last.accuracy.value:.3f}, ")
+    assert columns[-1].cell(found.row("teacher")) == f"{found.row('teacher').at_limits[-1].accuracy.value:.3f}"
 
 
 def test_the_curves_share_their_limits_and_end_at_the_accuracy(arms):
@@ -311,8 +364,8 @@ def test_markdown_holds_every_cell_and_no_markup_of_its_own(arms):
     text = table_markdown(found)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in rows]
-    assert len(rows) == 2 * (2 + len(found.rows)) and sorted(set(widths)) == [9, len(table_columns(found)) - 6]
-    assert text.count(r"a\|b\_\<c\>\*") == 2
+    assert len(rows) == 3 * (2 + len(found.rows)) and set(widths) == {9, len(table_columns(found)) - 6, 6}
+    assert text.count(r"a\|b\_\<c\>\*") == 3
     assert r"| \* brief |" in text and "- brief against base: accuracy" in text
     assert "| truncated |" in text
     for row in found.rows:
@@ -334,16 +387,19 @@ def test_csv_has_every_number_unrounded(arms):
         point = row.curve.points[3]
         assert float(line[f"curve_accuracy_at_{point.budget}_low"]) == point.accuracy.low
         assert float(line["curve_area"]) == row.curve.area.value
-        if row.difference is None or row.equal_tokens is None:
-            assert line["difference_accuracy"] == line["aes"] == line["equal_tokens_limit"] == ""
+        point = row.at_limits[1]
+        assert float(line[f"at_limit_{point.limit}_accuracy_low"]) == point.accuracy.low
+        if row.difference is None:
+            assert line["difference_accuracy"] == line["aes"] == line[f"at_limit_{point.limit}_difference"] == ""
         else:
             assert float(line["difference_accuracy_signs_p"]) == row.difference.accuracy_signs.p
             assert int(line["difference_only_any_parent"]) == row.difference.only_any[1]
-            assert float(line["equal_tokens_accuracy_high"]) == row.equal_tokens.accuracy.high
+            assert float(line[f"at_limit_{point.limit}_difference_high"]) == point.difference.high
         assert line["dominated_by"] == " ".join(row.dominated_by)
 
     row = found.rows[0]
     names = {str(point.budget) for point in row.curve.points} | {str(k) for k, _ in row.summary.pass_at} | {"wait"}
+    names |= {str(point.limit) for point in row.at_limits}
     assert set(map(str, leaves(row.to_json()))) - set(lines[0].values()) <= names  # those are in the columns' names
 
 
@@ -364,8 +420,8 @@ def test_few_problems_are_warned_of(arms):
 def test_a_frontier_of_another_version_says_what_to_do(arms):
     old = json.loads(json.dumps(frontier(arms, "teacher").to_json()))
     for row in old["rows"]:
-        del row["curve"], row["equal_tokens"]
-    with pytest.raises(ValueError, match="differ in curve, equal_tokens; remove the folder it is in and run the same"):
+        del row["curve"], row["at_limits"]
+    with pytest.raises(ValueError, match="differ in at_limits, curve; remove the folder it is in and run the same"):
         Frontier.from_json(old)
 
 
