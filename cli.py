@@ -17,6 +17,15 @@ from typer.core import TyperGroup
 from recipes.budget_commands import budget_command
 from recipes.compare_commands import FormOption, compare_command, frontier_forms
 from recipes.export_commands import export_command
+from recipes.frontier_commands import (
+    ArmsOption,
+    OutOption,
+    ParentOption,
+    ProblemsOption,
+    TokenizerOption,
+    frontier_of_pools,
+    refuse_unread,
+)
 from recipes.options import (
     BatchOption,
     CountOption,
@@ -45,6 +54,7 @@ from recipes.pool_commands import pool_app
 from recipes.preflight_commands import preflight_command
 from recipes.preview_commands import preview_command
 from recipes.r1_eval_commands import r1_eval_command
+from recipes.recipe_commands import recipes_app
 from recipes.trace_commands import import_command, traces_app
 
 if TYPE_CHECKING:
@@ -104,7 +114,6 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(help="List, show and check recipes; print their JSON schema.")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(pool_app, name="pool")
 app.add_typer(traces_app, name="traces")
@@ -357,11 +366,11 @@ def frontier(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="Run a recipe's frontier stages.", show_default=False)
     ] = None,
-    arms: Annotated[
-        list[str] | None, typer.Option("--arm", metavar="NAME=POOL", help="Instead of a recipe: a pool. Repeat it.")
-    ] = None,
-    parent: Annotated[str | None, typer.Option("--parent", help="With --arm: the arm to compare with.")] = None,
-    problems: Annotated[str, typer.Option("--problems", help="With --arm: the problems of the pools.")] = "tiny",
+    arms: ArmsOption = None,
+    parent: ParentOption = None,
+    problems: ProblemsOption = None,
+    tokenizer: TokenizerOption = None,
+    out: OutOption = None,
     task: TaskOption = None,
     split: SplitOption = None,
     count: CountOption = None,
@@ -375,25 +384,20 @@ def frontier(
     if (recipe is None) == (not arms):
         raise typer.BadParameter("give either a RECIPE or --arm NAME=POOL (repeated) with --parent NAME")
     if recipe is not None:
+        of_arms = {"--parent": parent, "--problems": problems, "--task": task, "--split": split, "--count": count}
+        refuse_unread(True, of_arms | {"--tokenizer": tokenizer, "--out": out})
         loaded = _load(recipe, overrides, seed)
         names = [stage.name for stage in loaded.stages.values() if stage.method == "frontier"]
         if not names:
             raise ValueError(f"recipe {loaded.name} has no frontier stage")
         _run(loaded, names, runs, as_json, markdown)
         return
-    from recipes import direct
     from recipes.console import frontier_text, show
 
-    pools: dict[str, Path] = {}
-    for text in arms or ():
-        name, equals, folder = text.partition("=")
-        if not (name and equals and folder) or name in pools:
-            raise typer.BadParameter(f"--arm {text}: write each as NAME=POOL, with different names")
-        pools[name] = direct.pool_folder(folder)
-    if parent not in pools:
-        raise typer.BadParameter(f"--parent must be one of the arms ({', '.join(pools)})")
-    value = direct.frontier(pools, parent, direct.problem_set(problems, split, count, task))
-    show(value, frontier_text(value) if markdown is None else frontier_forms([value], markdown), as_json)
+    refuse_unread(False, {"--set": overrides, "--seed": seed is not None, "--runs": runs != RUNS})
+    value, lines = frontier_of_pools(arms or (), parent, problems, task, split, count, tokenizer, out)
+    table = frontier_text(value) if markdown is None else frontier_forms([value], markdown)
+    show(value, table if markdown is not None else "\n".join([table, *lines]), as_json)
 
 
 # --- problem sets and pools looked after ------------------------------------------------------------------------------
@@ -495,63 +499,7 @@ app.command("preview")(preview_command)
 app.command("r1-eval")(r1_eval_command)
 
 
-# --- recipes and the machine -----------------------------------------------------------------------------------------
-
-
-@recipes_app.callback(invoke_without_command=True)
-def _recipes(ctx: typer.Context, as_json: JsonOption = False) -> None:
-    if ctx.invoked_subcommand is None:
-        list_recipes(as_json)
-
-
-@recipes_app.command("list")
-def list_recipes(as_json: JsonOption = False) -> None:
-    """The recipes that come with `reason`."""
-    from recipes.console import columns, show
-    from recipes.schema import load_recipe, shipped_recipes
-
-    found = [load_recipe(path) for path in shipped_recipes().values()]
-    value = [
-        {"name": path.stem, "description": recipe.description, "path": str(recipe.path), "stages": recipe.stage_names()}
-        for path, recipe in zip(shipped_recipes().values(), found, strict=True)
-    ]
-    rows = [[item["name"], str(len(item["stages"])), item["description"]] for item in value]
-    show({"recipes": value}, columns(["recipe", "stages", ""], rows) if rows else "no recipes are shipped", as_json)
-
-
-@recipes_app.command("show")
-def show_recipe(
-    recipe: RecipeArgument, overrides: SetOption = None, seed: SeedOption = None, as_json: JsonOption = False
-) -> None:
-    """A recipe with every default filled in."""
-    import yaml
-
-    from recipes.console import show
-
-    value = _load(recipe, overrides, seed).to_json()
-    show(value, yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120), as_json)
-
-
-@recipes_app.command("schema")
-def schema() -> None:
-    """The JSON schema of a recipe, for editors."""
-    import json
-
-    from recipes.schema import json_schema
-
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
-
-
-@recipes_app.command("validate")
-def validate(
-    path: RecipeArgument, overrides: SetOption = None, seed: SeedOption = None, as_json: JsonOption = False
-) -> None:
-    """Check a recipe and everything it names, without running it."""
-    from recipes.console import show
-
-    loaded = _load(path, overrides, seed)
-    names = loaded.stage_names()
-    show({"recipe": loaded.name, "valid": True, "stages": names}, f"{loaded.name}: {len(names)} stages, valid", as_json)
+# --- the machine -----------------------------------------------------------------------------------------------------
 
 
 @app.command()

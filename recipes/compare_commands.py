@@ -151,7 +151,7 @@ def _side(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
     return {
         "num_problems": len(groups),
         "undecided": len(rollouts) - sum(map(len, right)),
-        "accuracy": asdict(stats.bootstrap_mean(stats.shares(right), bounds=stats.SHARE)) if right else None,
+        "accuracy": asdict(stats.bootstrap_mean(stats.shares(right), bounds=stats.SHARE)),
         "tokens": asdict(tokens),
         "truncated": truncated / len(rollouts),
     }
@@ -159,7 +159,7 @@ def _side(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
 
 def comparison_text(found: Both, value: Mapping[str, Any]) -> str:
     """The comparison as lines for people; `value` is `compared(found)`."""
-    from long2short.frontier import count, interval, percent, share, signed, signed_percent
+    from long2short.frontier import count, few_problems, interval, percent, share, signed, signed_percent
     from recipes.console import columns
     from rl.evaluate import PairedDifference
     from rl.stats import FEW_PROBLEMS, Estimate
@@ -202,7 +202,7 @@ def comparison_text(found: Both, value: Mapping[str, Any]) -> str:
     if undecided:
         lines.append(f"The judge failed on some completions, neither right nor wrong: {', '.join(undecided)}.")
     if difference.num_problems < FEW_PROBLEMS:
-        lines.append(f"With fewer than {FEW_PROBLEMS} problems the intervals are rough (benchmarks/coverage.py).")
+        lines.append(few_problems(difference.num_problems))
     return "\n".join(lines)
 
 

@@ -220,6 +220,8 @@ def frontier_text(value: Mapping[str, Any]) -> str:
 
 def summary_text(summary: Mapping[str, Any], difference: Mapping[str, Any] | None = None) -> str:
     """A `summary.json` as lines for people, with the paired difference to a parent if there is one."""
+    from long2short.frontier import few_problems
+    from rl.stats import FEW_PROBLEMS
 
     def interval(estimate: Mapping[str, Any], digits: int) -> str:
         return f"{estimate['value']:.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
@@ -240,6 +242,8 @@ def summary_text(summary: Mapping[str, Any], difference: Mapping[str, Any] | Non
     ]
     if summary["undecided"]:
         lines.append(f"undecided by judge    {summary['undecided']}")
+    if summary["num_problems"] < FEW_PROBLEMS:
+        lines.append(few_problems(summary["num_problems"]))
     if difference is not None:
         lines += [
             f"accuracy - parent's   {interval(difference['accuracy'], 3)}",

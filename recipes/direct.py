@@ -1,4 +1,4 @@
-"""`reason sample`, `evaluate` and `frontier --arm`: one model or a few pools, without a recipe.
+"""`reason sample` and `evaluate`: one model, without a recipe; and the pools that other commands read.
 
 Arguments are checked before torch is imported, so a misspelt path is refused at once.
 """
@@ -6,7 +6,7 @@ Arguments are checked before torch is imported, so a misspelt path is refused at
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,16 +172,3 @@ def evaluate(
 
     difference = None if parent is None else compare(groups, read_pool(parent, chosen)).to_json()
     return summarize(groups, chosen.task).to_json(), difference
-
-
-def frontier(arms: Mapping[str, Path], parent: str, chosen: ProblemSet) -> dict[str, Any]:
-    """The frontier of pools that hold samples of the same problems, as JSON values."""
-    from long2short.frontier import Arm
-    from long2short.frontier import frontier as compare_arms
-    from rl.evaluate import summarize
-
-    loaded = []
-    for name, folder in arms.items():
-        groups = read_pool(folder, chosen)
-        loaded.append(Arm(name, groups, summarize(groups, chosen.task)))
-    return compare_arms(loaded, parent).to_json()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from recipes.methods import Frontier
     from recipes.model_card import Measured
     from recipes.schema import Recipe
     from rl.runs import StageFolder
@@ -41,6 +42,10 @@ def export_command(
     from recipes.console import show
     from recipes.schema import load_recipe
 
+    if push is None and private:
+        raise typer.BadParameter("--private goes with --push-to-hub; remove it")
+    if push is not None:
+        check_repository(push)
     measured = export(load_recipe(recipe, overrides or (), seed), stage, out, runs)
     url = None if push is None else push_to_hub(out, push, private)
     said = f"measured by {', '.join(one.stage for one in measured)}" if measured else "not measured by any frontier yet"
@@ -72,7 +77,7 @@ def export(recipe: Recipe, stage: str, out: Path, root: Path) -> list[Measured]:
         one
         for other in plan.values()
         if other.stage.method == "frontier" and other.folder.finished
-        for one in measured_by(other.folder, stage, other.stage.config.arms, other.stage.config.samples)
+        for one in measured_by(other.folder, stage, other.stage.config)
     ]
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -82,25 +87,49 @@ def export(recipe: Recipe, stage: str, out: Path, root: Path) -> list[Measured]:
     return measured
 
 
-def measured_by(frontier: StageFolder, stage: str, arms: dict[str, str], samples: int) -> list[Measured]:
+def measured_by(frontier: StageFolder, stage: str, keys: Frontier) -> list[Measured]:
     """The lines of a finished frontier for the arms that are this stage's model, each beside the parent's."""
-    from long2short.frontier import Frontier, table_columns
+    from long2short.frontier import Frontier as Found
+    from long2short.frontier import few_problems, table_columns
     from recipes.model_card import Measured
     from rl.runs import read_json
+    from rl.stats import FEW_PROBLEMS
 
-    found = Frontier.from_json(read_json(frontier.final / "frontier.json"))
+    found = Found.from_json(read_json(frontier.final / "frontier.json"))
     parent = found.row(found.parent)
-    how = f"{parent.summary.num_problems} problems x {samples} samples."
+    problems = parent.summary.num_problems
+    how = (
+        f"{problems} problems of the {keys.problems} split x {keys.samples} samples, temperature {keys.temperature}, "
+        f"top-p {keys.top_p}, at most {keys.max_tokens:,} tokens. Intervals are 95 % ones over problems; "
+        "differences are paired with the parent on the same ones."
+    )
+    notes = [few_problems(problems)] if problems < FEW_PROBLEMS else []
     measured = []
-    for arm, ref in arms.items():
-        if ref == stage:
-            row = found.row(arm)
-            rows = [
-                (f"{column.head} {column.unit}".replace("- ", "").strip(), column.cell(row), column.cell(parent))
-                for column in table_columns(found)[1:]
-            ]
-            measured.append(Measured(frontier.stage, arm, found.parent, rows, how))
+    for arm in (arm for arm, ref in keys.arms.items() if ref == stage):
+        row = found.row(arm)
+        own = [f"{row.summary.undecided} completions could not be judged."] if row.summary.undecided else []
+        if row.dominated_by:
+            sure = "" if row.beyond_noise else ", within noise"
+            own.append(f"Another model of this comparison is at least as accurate and as brief{sure}.")
+        if row.collapsed:
+            own.append("It is less than half as right as its parent: it has collapsed.")
+        rows = [
+            (f"{column.head} {column.unit}".replace("- ", "").strip(), column.cell(row), column.cell(parent))
+            for column in table_columns(found)[1:]
+        ]
+        measured.append(Measured(frontier.stage, arm, found.parent, rows, how, (*own, *notes)))
     return measured
+
+
+def check_repository(name: str) -> None:
+    """ValueError for what cannot be the name of a repository, before anything is copied."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"--push-to-hub {name}: {error}") from error
 
 
 def push_to_hub(folder: Path, name: str, private: bool) -> str:
@@ -109,17 +138,21 @@ def push_to_hub(folder: Path, name: str, private: bool) -> str:
     Errors: RuntimeError that says what to do, where the hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
 
     api = HfApi()
     try:
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload {folder.name} with its card")
-    except HFValidationError as error:
-        raise ValueError(f"--push-to-hub {name}: {error}") from error
-    except OSError as error:  # no token, no right, no network: all of the hub's errors are of this kind
+    except (OSError, _http_error()) as error:  # no token, no right, no network
         raise RuntimeError(
             f"{name} was not pushed: {error}. The model is in {folder}; after `hf auth login`: "
             f"hf upload {name} {folder}"
         ) from error
     return str(address)
+
+
+def _http_error() -> type[Exception]:
+    """What the HTTP library raises that this version of the hub's client uses; the hub's own errors are of its kind."""
+    from huggingface_hub.utils import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__[0]

@@ -13,6 +13,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -36,6 +37,9 @@ LIMITS = {
     "merge": "Arithmetic on two parents' weights, without training: between the parents accuracy need not be between "
     "theirs.",
     "merge_search": "Arithmetic on two parents' weights, the weight chosen on dev problems, without training.",
+    "logit_distill": "Imitates its teacher's probabilities on the teacher's own traces, mistakes in them included.",
+    "select": "One of several models, chosen on dev problems: on others another one may be better.",
+    "prepare": "The weights of its parent, with another template, context or end of turn that nothing was trained on.",
     "import_gguf": "Dequantised: the rounding of the quantised file is in the weights.",
 }
 
@@ -54,7 +58,8 @@ class Measured:
     arm: str
     parent: str
     rows: Sequence[tuple[str, str, str]]  # (measure, this model, the parent)
-    how: str  # problems and samples, one sentence
+    how: str  # problems, samples and sampling
+    notes: Sequence[str] = ()  # what a reader of the figures must know
 
 
 def model_card(recipe: Recipe, stage: Stage, inputs: Mapping[str, str], measured: Sequence[Measured] = ()) -> str:
@@ -64,7 +69,7 @@ def model_card(recipe: Recipe, stage: Stage, inputs: Mapping[str, str], measured
         ("stage", _code(stage.name)),
         ("method", _code(stage.method)),
         ("seed", str(recipe.seed)),
-        ("problems", _code(recipe.problems.source)),
+        ("problems", _code(_without_folders(recipe.problems.source))),
     ]
     parents = [(_code(key), *_split(text)) for key, text in inputs.items()]
     parts = [
@@ -75,7 +80,7 @@ def model_card(recipe: Recipe, stage: Stage, inputs: Mapping[str, str], measured
         _table(["", ""], origin),
         _table(["reads", "what", "hash"], parents) if parents else "It reads nothing.",
         "The stage with every default filled in:",
-        _yaml({stage.name: stage.config.model_dump(mode="json")}),
+        _yaml({stage.name: _without_folders(stage.config.model_dump(mode="json"))}),
         "## Measured",
         "\n\n".join(map(_measured, measured)) or NOT_MEASURED,
         "## Limits",
@@ -110,7 +115,9 @@ def _limits(recipe: Recipe, stage: Stage) -> list[str]:
     if source == "tiny":
         lines.append("Made for chains of arithmetic in a notation of a few characters. It does nothing else.")
     else:
-        lines.append(f"Trained and chosen on problems of {_code(source)}; nothing else was looked at.")
+        lines.append(
+            f"Trained and chosen on problems of {_code(_without_folders(source))}; nothing else was looked at."
+        )
     if isinstance(stage.config, PolicyKeys) and isinstance(stage.config.max_tokens, int):  # not one read off a pool
         lines.append(f"Trained on completions of at most {stage.config.max_tokens:,} tokens.")
     lines.append("Licence and intended use: those of the models and data that it was made from.")
@@ -119,13 +126,23 @@ def _limits(recipe: Recipe, stage: Stage) -> list[str]:
 
 def _measured(one: Measured) -> str:
     head = f"Arm {_code(one.arm)} of the stage {_code(one.stage)}, against its parent {_code(one.parent)}: {one.how}"
-    return f"{head}\n\n{_table(['', one.arm, one.parent], one.rows)}"
+    parts = [head, _table(["", one.arm, one.parent], one.rows), "\n".join(f"* {note}" for note in one.notes)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _split(text: str) -> tuple[str, str]:
     """ "teacher 0a1b2c3d" -> the reference and its hash, of which twelve digits tell enough."""
     ref, _, digest = text.rpartition(" ")
-    return _code(ref or digest), digest[:12] if re.fullmatch(r"[0-9a-f]{8,}", digest) else "-"
+    return _code(_without_folders(ref or digest)), digest[:12] if re.fullmatch(r"[0-9a-f]{8,}", digest) else "-"
+
+
+def _without_folders(value: Any) -> Any:
+    """A config without the folders of one machine: "/data/me/models/base" is "base". A card may be published."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(item) for item in value]
+    return PurePath(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -242,6 +242,8 @@ def test_bad_problems_are_refused_before_anything_runs(recipe: Path, stages: dic
         (["frontier"], "give either a RECIPE or --arm"),
         (["frontier", "--arm", "a"], "NAME=POOL"),
         (["frontier", "--arm", "a=."], "holds no pool"),
+        (["frontier", "small.yaml", "--count", "5"], "--count goes with --arm, not with a RECIPE"),
+        (["frontier", "--arm", "a=.", "--seed", "1"], "--seed goes with a RECIPE, not with --arm"),
         (["sample", "./model", "tiny", "--out", "pool"], "there is no folder ./model"),
         (["sample", "mo del", "tiny", "--out", "pool"], "not a hub id"),
         (["sample", ".", "tiny", "--out", "pool"], "it has no config.json"),

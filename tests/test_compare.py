@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -87,7 +88,7 @@ def test_the_text_names_the_rows_and_what_to_know(pools: tuple[Path, Path]):
     assert "longer on 0 problems, shorter on 8, alike on 0; sign test p = 0.008" in done.stdout  # 2 / 2^8
     assert "A has 4 samples a problem and B 6: the first 4 count" in done.stdout
     assert "8 problems x 4 samples, judged by tiny-1" in done.stdout
-    assert "fewer than 100 problems the intervals are rough" in done.stdout
+    assert "Only 8 problems: with fewer than 100 the intervals are rough." in done.stdout
 
 
 def test_a_pool_equals_itself(pools: tuple[Path, Path]):
@@ -173,3 +174,27 @@ def test_the_frontier_prints_markdown_and_csv(pools: tuple[Path, Path]):
     assert float(lines[1]["difference_accuracy"]) == 0.0
     printed = CliRunner().invoke(cli.app, ["frontier", *arms, "--markdown"])
     assert printed.exit_code == 0 and "| \\* same |" in printed.stdout and "- 8 problems × 4 samples" in printed.stdout
+
+
+def test_the_frontier_of_pools_writes_its_page_and_names_other_settings(
+    pools: tuple[Path, Path], tmp_path: Path, tiny_model_folder: Path
+):
+    changed = tmp_path / "changed"
+    shutil.copytree(pools[0], changed)
+    address = json.loads((changed / "pool.json").read_text())
+    (changed / "pool.json").write_text(
+        (changed / "pool.json").read_text().replace('"temperature": 1.0', '"temperature": 0.5')
+    )
+    assert address != json.loads((changed / "pool.json").read_text())
+    out = tmp_path / "out"
+    command = ["frontier", "--arm", f"a={pools[0]}", "--arm", f"cool={changed}", "--parent", "a", "--count", "8"]
+    printed = CliRunner().invoke(cli.app, [*command, "--out", str(out), "--tokenizer", str(tiny_model_folder)])
+    assert printed.exit_code == 0, printed.output
+    assert "cool was drawn with another temperature than a: 0.5 and 1.0" in printed.stdout
+    names = ["frontier.csv", "frontier.json", "frontier.md", "frontier.png", "frontier.svg", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    row = json.loads((out / "frontier.json").read_text())["rows"][0]
+    assert row["efficiency"] is not None and row["summary"]["think_tokens"] is not None
+    assert "cool was drawn with another temperature" in (out / "report.html").read_text()
+    again = CliRunner().invoke(cli.app, [*command, "--out", str(out)])
+    assert again.exit_code == 2 and "holds something already; name a new folder" in again.output

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
+from huggingface_hub import HfApi
 
 from long2short.frontier import Arm, frontier
 from recipes import export_commands
@@ -114,7 +117,8 @@ def test_export_adds_what_the_frontier_measured(recipe: Recipe, tmp_path: Path):
     measured = export(recipe, "brief", tmp_path / "out", root)
     assert [(one.stage, one.arm, one.parent) for one in measured] == [("frontier", "brief", "long")]
     card = (tmp_path / "out" / CARD).read_text()
-    assert "6 problems x 2 samples" in card and NOT_MEASURED not in card
+    assert "6 problems of the test split x 2 samples, temperature 1.0" in card and NOT_MEASURED not in card
+    assert "* Only 6 problems: with fewer than 100 the intervals are rough." in card
     assert "| tokens mean, 95% interval | 10.0 [10.0, 10.0] | 40.0 [40.0, 40.0] |" in card
     assert model_hash(tmp_path / "out") == model_hash(folders["brief"] / "model")
     assert export(recipe, "spare", tmp_path / "spare", root) == []  # an arm of no frontier
@@ -162,6 +166,41 @@ def test_a_push_takes_the_folder_and_says_what_to_do_when_refused(monkeypatch: p
     monkeypatch.setattr(Hub, "error", ConnectionError("no route"))
     with pytest.raises(RuntimeError, match="me/brief was not pushed: no route.*hf upload me/brief"):
         push_to_hub(folder, "me/brief", False)
+
+
+def test_a_hub_that_cannot_be_reached_is_no_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """With the real client: its errors of connection are not OSErrors in every version."""
+    monkeypatch.setattr("huggingface_hub.HfApi", partial(HfApi, endpoint="http://127.0.0.1:9", token="none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(RuntimeError, match="me/brief was not pushed: .*after `hf auth login`: hf upload me/brief"):
+        push_to_hub(tmp_path, "me/brief", False)
+
+
+def test_a_repository_that_cannot_be_is_refused_before_anything_is_copied(recipe: Recipe, tmp_path: Path):
+    run(recipe, tmp_path / "runs")
+
+    def command(push: str | None, private: bool) -> None:
+        export_commands.export_command(
+            str(recipe.path), "brief", tmp_path / "out", runs=tmp_path / "runs", push=push, private=private,
+            overrides=None, seed=None, as_json=False,
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match="--push-to-hub a b: "):
+        command("a b", False)
+    with pytest.raises(typer.BadParameter, match="--private goes with --push-to-hub"):
+        command(None, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_card_names_no_folder_of_a_machine(tmp_path: Path):
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "config.json").write_text("{}")
+    path = tmp_path / "made.yaml"
+    path.write_text(RECIPE.replace("./short", str(tmp_path / "short")))
+    recipe = load_recipe(path)
+    (planned,) = [one for one in plan_stages(recipe, root=tmp_path) if one.stage.name == "brief"]
+    card = model_card(recipe, planned.stage, planned.inputs)
+    assert str(tmp_path) not in card and "short: short" in card and "| `short` | `short` |" in card
 
 
 def test_the_command_prints_where_the_model_is(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
