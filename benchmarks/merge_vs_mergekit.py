@@ -26,6 +26,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ from long2short.merge_weights import Weights
 from rl.tasks.tiny_models import make_tokenizer
 
 WEIGHT, DENSITY = 0.6, 0.8
+ULPS = 1.0  # bf16 ulps of the larger parent that a result may differ by; TIES' equals at the threshold are told apart
+MADE = ("base", "long", "short", "ours", "mergekit")  # in --folder, which may hold other things
 RULES = {"linear": LINEAR, "ties": ties(DENSITY), "slerp": Rule(slerp)}
 SHARD_BYTES = 1_500_000_000
 THREADS = torch.get_num_threads()  # for both tools
@@ -115,17 +118,18 @@ class Run:
 
 def run(command: list[str]) -> Run:
     """Run a command to its end; its output is shown if it fails."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    anonymous = peak = 0
-    while process.poll() is None:
-        held = memory(process.pid)
-        anonymous, peak = max(anonymous, held.get("RssAnon", 0)), max(peak, held.get("VmHWM", 0))
-        time.sleep(0.02)
-    seconds = time.perf_counter() - started
-    if process.returncode:
-        assert process.stdout is not None
-        raise SystemExit(f"{' '.join(command)} failed:\n{process.stdout.read()}")
+    with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody reads would stop a process that says much
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True)
+        anonymous = peak = 0
+        while process.poll() is None:
+            held = memory(process.pid)
+            anonymous, peak = max(anonymous, held.get("RssAnon", 0)), max(peak, held.get("VmHWM", 0))
+            time.sleep(0.02)
+        seconds = time.perf_counter() - started
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{said.read()}")
     return Run(seconds, anonymous, peak)
 
 
@@ -274,17 +278,32 @@ def main() -> None:
     print(f"python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} CPUs")
     print(f"{len(tensors)} tensors, {total / 1e9:.2f} GB, the largest {largest / 1e9:.3f} GB, {asked.rounds} rounds")
     try:
-        ratios = [compare(folder, rule, asked.rounds, largest) for rule in asked.rules.split(",")]
+        found = {rule: compare(folder, rule, asked.rounds, largest) for rule in asked.rules.split(",")}
     finally:
         if not asked.keep:
-            shutil.rmtree(folder)
-    known = [ratio for ratio in ratios if ratio is not None]
+            for made in MADE:
+                shutil.rmtree(folder / made, ignore_errors=True)
+            for rule in RULES:
+                (folder / f"{rule}.yml").unlink(missing_ok=True)
+    bad = [rule for rule, one in found.items() if not one.within]
+    if bad:
+        raise SystemExit(f"beyond its bounds (memory, or more than {ULPS} ulp of the larger parent): {', '.join(bad)}")
+    known = [one.ratio for one in found.values() if one.ratio is not None]
     if known:
+        print(f"the least of {', '.join(found)}")
         print(f"ratio: {min(known):.2f}")
 
 
-def compare(folder: Path, rule: str, rounds: int, largest: int) -> float | None:
-    """Run a rule in turns; prints its figures, returns mergekit's median seconds over ours."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a rule came to. Example: `Outcome(ratio=2.58, within=True)`."""
+
+    ratio: float | None  # mergekit's median seconds over ours; None without mergekit
+    within: bool  # memory and differences within their bounds
+
+
+def compare(folder: Path, rule: str, rounds: int, largest: int) -> Outcome:
+    """Run a rule in turns; prints its figures."""
     tool = os.environ.get("REASON_MERGEKIT")
     outputs = {"ours": folder / "ours", "mergekit": folder / "mergekit"}
     commands = {"ours": ours(folder, rule, outputs["ours"])}
@@ -308,7 +327,7 @@ def compare(folder: Path, rule: str, rounds: int, largest: int) -> float | None:
     most = max(one.anonymous for one in runs["ours"])
     print(f"{rule:7} memory within 4 x the largest tensor + 0.5 GB = {allowed / 1e9:.2f} GB: {most <= allowed}")
     if not tool:
-        return None
+        return Outcome(None, most <= allowed)
     found = differ(outputs["ours"], outputs["mergekit"], folder, rule == "ties")
     print(
         f"{rule:7} largest difference {found.largest} ulp of the result, {found.beyond} of {found.elements} elements "
@@ -318,7 +337,7 @@ def compare(folder: Path, rule: str, rounds: int, largest: int) -> float | None:
     print(f"{rule:7} mergekit / ours: {ratio:.2f}", flush=True)
     for path in outputs.values():
         shutil.rmtree(path, ignore_errors=True)
-    return ratio
+    return Outcome(ratio, most <= allowed and found.of_parents <= ULPS)
 
 
 if __name__ == "__main__":

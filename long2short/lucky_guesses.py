@@ -34,12 +34,13 @@ def outvoted(answer_of: AnswerOf) -> Guard:
     """Refuse all right samples of a group in which one wrong answer was given more often than the right one.
 
     Answers 49, 50, 50 of which 49 is right: refused; 49, 50, 51: not. Right answers are counted by their verdict, since
-    1/2 and 0.5 are one answer to the verifier and two to a comparison of strings. ValueError for aborted samples.
+    1/2 and 0.5 are one answer to the verifier and two to a comparison of strings. A tie passes; samples that the judge
+    could not decide have no vote. ValueError for aborted samples.
     """
 
     def guard(group: RolloutGroup, index: int) -> str | None:
         group.require_complete("a majority vote")  # stopped samples have given no answer
-        wrong = Counter(answer_of(r.completion.text) for r in group.rollouts if not r.right)
+        wrong = Counter(answer_of(r.completion.text) for r in group.rollouts if r.verdict.decided and not r.right)
         del wrong[None]  # no answer is no vote
         return "outvoted" if sum(group.right) < max(wrong.values(), default=0) else None
 

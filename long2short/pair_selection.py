@@ -84,12 +84,18 @@ class PairSelection:
 
 
 def select_pairs(
-    groups: Sequence[RolloutGroup], rules: PairRules | None = None, *, balance_bins: int | None = None, seed: int = 0
+    groups: Sequence[RolloutGroup],
+    rules: PairRules | None = None,
+    *,
+    balance_bins: int | None = None,
+    balance_min: int = 1,
+    seed: int = 0,
 ) -> PairSelection:
     """The pairs of all problems, in the order of the groups, Kimi's before SILC's within a problem.
 
     With `balance_bins` the range of pass rates is divided into so many equal bins, and each keeps as many pairs as the
-    poorest one that has any (`balance`). Errors: ValueError for aborted samples and for a problem with two groups.
+    poorest one that has any, or `balance_min` if that is more (`balance`). Errors: ValueError for aborted samples and
+    for a problem with two groups.
     """
     if balance_bins is not None and balance_bins < 2:
         raise ValueError(f"balance_bins must be at least 2, got {balance_bins}: one bin is always balanced")
@@ -101,7 +107,7 @@ def select_pairs(
     kept = [here for here, _ in found]
     if balance_bins is not None:
         places = [(place, one) for place, here in enumerate(kept) for one in here]
-        chosen = set(balance([bin_of[place] for place, _ in places], seed))
+        chosen = set(balance([bin_of[place] for place, _ in places], seed, balance_min))
         kept = [[] for _ in groups]
         for index, (place, one) in enumerate(places):
             if index in chosen:
@@ -127,18 +133,19 @@ def select_pairs(
     )
 
 
-def balance(bins: Sequence[int | None], seed: int) -> list[int]:
+def balance(bins: Sequence[int | None], seed: int, least: int = 1) -> list[int]:
     """Which items stay so that every bin that has any has equally many: indices in order, drawn by (`seed`, bin).
 
-    Bins [0, 0, 0, 1, 3, 3] keep one item of 0, the one of 1 and one of 3. Equal arguments give equal indices.
+    Bins [0, 0, 0, 1, 3, 3] keep one item of 0, the one of 1 and one of 3; with `least` 2 two of 0, the one of 1 and two
+    of 3, so that one poor bin does not empty the others. Equal arguments give equal indices.
     """
     members: dict[int | None, list[int]] = {}
     for index, place in enumerate(bins):
         members.setdefault(place, []).append(index)
-    quota = min(map(len, members.values()), default=0)
+    quota = max(least, min(map(len, members.values()), default=0))
     kept: list[int] = []
     for place, indices in members.items():
-        kept += random.Random(sample_seed(seed, "balance", place)).sample(indices, quota)
+        kept += random.Random(sample_seed(seed, "balance", place)).sample(indices, min(quota, len(indices)))
     return sorted(kept)
 
 

@@ -9,8 +9,10 @@ Implements
   where the model is sure and lower its accuracy where it is not; SILC says that a longer right answer beats a guess.
 
 Deviations: a cap a problem, with Kimi's two kinds taking turns in sample order, so that neither crowds out the other;
-more than one SILC pair a problem where it is asked for. Answers that were cut off are no pair, because an EOS after a
-torn answer is nothing the model would write.
+more than one SILC pair a problem where it is asked for, whose chosen side is the shortest that fits (its source does
+not say which). `min_tokens` and `min_right` guard against lucky guesses, as in shortest rejection sampling: the
+shortest right sample of n is where guesses collect, and here it would be what the model learns to prefer. Answers that
+were cut off are no pair, because an EOS after a torn answer is nothing the model would write.
 
 Line: `reason long2short RECIPE`, the stage with `method: pairs` (`long2short.pair_selection` for all problems);
 `long2short.dpo` and `long2short.simpo` train on them.
@@ -81,6 +83,8 @@ class PairRules:
     min_ratio: float = 1.5  # a right one is rejected when it is at least so many times as long as the chosen one
     per_problem: int = 4  # at most so many of Kimi's pairs
     silc: int = 0  # at most so many SILC pairs
+    min_tokens: int = 0  # a shorter right sample is not chosen
+    min_right: int = 1  # a problem with fewer right samples gives no pair
     prefilled: bool = True  # as in `distill.traces.flaw`
     forbidden: Collection[str] = ()
 
@@ -89,8 +93,9 @@ class PairRules:
             raise ValueError(f"min_ratio must be at least 1, got {self.min_ratio}: the rejected answer is the longer")
         if self.per_problem < 1:
             raise ValueError(f"per_problem must be at least 1, got {self.per_problem}")
-        if self.silc < 0:
-            raise ValueError(f"silc must be 0 or more, got {self.silc}")
+        for name, least in (("silc", 0), ("min_tokens", 0), ("min_right", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,13 @@ def candidates(group: RolloutGroup, rules: PairRules) -> tuple[list[Candidate], 
     wrong = [index for index, reason in reasons.items() if reason is None and not group.right[index]]
     if not right:
         return [], dict.fromkeys(reasons, "no well-formed correct answer")
+    if sum(group.right) < rules.min_right:
+        return [], dict.fromkeys(reasons, "too few right samples")
+    brief = [index for index in right if lengths[index] < rules.min_tokens]
+    reasons |= dict.fromkeys(brief, "right, too short to be chosen")
+    right = [index for index in right if index not in brief]
+    if not right:
+        return [], {index: reason or "nothing to choose" for index, reason in reasons.items()}
     found, why = _kimi(group, right, wrong, rules)
     found += _silc(group, right, wrong, rules.silc)
     used = {index for one in found for index in (one.chosen, one.rejected)}
@@ -157,7 +169,8 @@ def _kimi(
         text = group.rollouts[index].completion.text
         if kind is PairKind.WRONG and lengths[index] <= lengths[best]:
             why[index] = "wrong, not longer"
-        elif kind is PairKind.LONGER and lengths[index] < rules.min_ratio * lengths[best]:
+        elif kind is PairKind.LONGER and lengths[index] / lengths[best] < rules.min_ratio:
+            # A quotient, so that what was written is met: 55 / 50 is 1.1, but 1.1 * 50 is above 55.
             why[index] = "right, below the ratio"
         elif text in texts:
             why[index] = "duplicate"

@@ -190,13 +190,18 @@ def pairs_lines(summary: Mapping[str, Any]) -> list[str]:
     return summary_lines(summary)
 
 
+PAIRS_AT_A_GLANCE = 5  # lines: how many, from how many problems, both lengths, their ratio
+
+
 def stage_notes(result: StageResult) -> list[str]:
     """What a finished stage has to say for itself: why it chose a model, why it stopped early, what it warned of."""
     path = result.folder / "summary.json"
-    if result.method not in ("select", "length_rl") or not path.is_file():
+    if result.method not in ("select", "merge_search", "pairs", "length_rl") or not path.is_file():
         return []
     summary = json.loads(path.read_text(encoding="utf-8"))
-    if result.method == "select":
+    if result.method == "pairs":  # now, and not only at the end: the next stage may train on them for hours
+        return [" ".join(line.split()) for line in pairs_lines(summary)[:PAIRS_AT_A_GLANCE]]
+    if result.method in ("select", "merge_search"):
         return [f"chose {summary['chosen']}: {summary['reason']}"] if "reason" in summary else []
     stopped = summary.get("stopped")
     notes = [f"stopped at {stopped}; the model of step {summary['kept_step']} is handed on"] if stopped else []

@@ -23,7 +23,8 @@ class Shortest(StageKeys):
     samples: Annotated[int, Field(ge=1, le=4096)] = 8
     """Choose among the first this many samples of each problem."""
     majority: bool = False
-    """Drop a problem if one wrong answer was given more often than the right one: its shortest may be a lucky guess."""
+    """Drop a problem if one wrong answer was given more often than the right one: its shortest may be a lucky guess. A
+    tie passes; undecided samples have no vote."""
     min_tokens: NonNegative = 0
     """Shorter completions are not chosen."""
     min_think_tokens: NonNegative = 0
@@ -79,10 +80,21 @@ class Pairs(StageKeys):
     """At most this many pairs per problem after Kimi."""
     silc: NonNegative = 0
     """At most this many pairs per problem of a short wrong and a longer correct completion; Sky-T1-Flash has 1."""
+    min_tokens: NonNegative = 0
+    """A right completion with fewer tokens is not chosen: it may be a guess."""
+    min_right: Count = 1
+    """Leave out a problem with fewer right samples: with 2, another sample must confirm the answer."""
     balance_bins: Annotated[int, Field(ge=2, le=100)] | None = None
-    """Divide the pass rates into so many equal bins and keep equally many pairs in each; null keeps all pairs."""
+    """Divide the pass rates into so many equal bins and keep equally many pairs in each, as many as the poorest bin that
+    has any, but balance_min at least; null keeps all pairs."""
+    balance_min: Count | None = None
+    """With balance_bins: so many pairs a bin may keep however poor another one is [1]."""
     max_length: Count | None = None
     """Count in the summary the pairs whose prompt with the longer side has at most so many tokens; drops none."""
+
+    def problems_with_keys(self) -> Iterator[tuple[str, str]]:
+        if self.balance_min is not None and self.balance_bins is None:
+            yield "balance_min", "has no effect without balance_bins; remove it"
 
 
 class PairTraining(StageKeys):

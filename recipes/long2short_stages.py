@@ -60,8 +60,11 @@ def pairs(context: StageContext) -> None:
     prefilled, forbidden = thinks_by_template(context, stage.pool)
     selection = select_pairs(
         pool_groups(context, stage.pool),
-        PairRules(stage.min_ratio, stage.per_problem, stage.silc, prefilled, forbidden),
+        PairRules(
+            stage.min_ratio, stage.per_problem, stage.silc, stage.min_tokens, stage.min_right, prefilled, forbidden
+        ),
         balance_bins=stage.balance_bins,
+        balance_min=stage.balance_min or 1,
         seed=context.seed,
     )
     write_pairs(context.folder / "pairs.jsonl", selection.pairs)

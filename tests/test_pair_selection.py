@@ -54,7 +54,9 @@ def random_rows(rng: random.Random) -> list[Row]:
     return rows
 
 
-def brute_force(rows: list[Row], min_ratio: float, cap: int, silc: int) -> tuple[list[tuple[int, int, str]], list[str]]:
+def brute_force(
+    rows: list[Row], min_ratio: float, cap: int, silc: int, min_tokens: int, min_right: int
+) -> tuple[list[tuple[int, int, str]], list[str]]:
     """The definition, written out for every sample: pairs (chosen, rejected, kind), and a reason a sample left out."""
     good_right = [
         i for i, (_, outcome, finish, text) in enumerate(rows)
@@ -62,11 +64,12 @@ def brute_force(rows: list[Row], min_ratio: float, cap: int, silc: int) -> tuple
     ]  # fmt: skip
     if not good_right:
         return [], ["no well-formed correct answer"] * len(rows)
-    best = good_right[0]
-    for i in good_right:
-        if rows[i][0] < rows[best][0]:
-            best = i
-    wrong_longer, right_longer, reasons, seen = [], [], {}, [rows[best][3]]
+    if sum(outcome == "right" for _, outcome, _, _ in rows) < min_right:
+        return [], ["too few right samples"] * len(rows)
+    brief = {i for i in good_right if rows[i][0] < min_tokens}
+    good_right = [i for i in good_right if i not in brief]
+    best = min(good_right, key=lambda i: rows[i][0], default=None)
+    wrong_longer, right_longer, reasons, seen = [], [], {}, [] if best is None else [rows[best][3]]
     for i, (tokens, outcome, finish, text) in enumerate(rows):
         if finish != "stop":
             reasons[i] = {"length": "truncated", "repetition": "repetition"}[finish]
@@ -78,6 +81,10 @@ def brute_force(rows: list[Row], min_ratio: float, cap: int, silc: int) -> tuple
             reasons[i] = "malformed think"
         elif "<|user|>" in text:
             reasons[i] = "special token in the text"
+        elif i in brief:
+            reasons[i] = "right, too short to be chosen"
+        elif best is None:
+            reasons[i] = "nothing to choose"
         elif i == best:
             reasons[i] = "chosen without a longer one"
         elif outcome == "wrong" and tokens <= rows[best][0]:
@@ -115,13 +122,15 @@ def brute_force(rows: list[Row], min_ratio: float, cap: int, silc: int) -> tuple
 def test_pairs_counts_and_caps_equal_a_brute_force_on_random_groups(seed):
     """25 groups a seed, 200 in all, with every kind of flaw, equal texts and equal lengths."""
     rng = random.Random(seed)
-    min_ratio, cap, silc = rng.choice([1.0, 1.25, 1.5, 2.0]), rng.randrange(1, 6), rng.randrange(0, 4)
+    min_ratio = [1.0, 1.1, 1.2, 1.25, 1.4, 1.5, 1.8, 2.0][seed]
+    cap, silc = rng.randrange(1, 6), rng.randrange(0, 4)
+    min_tokens, min_right = [0, 0, 4, 8, 0, 12, 5, 0][seed], [1, 2, 1, 1, 3, 2, 1, 1][seed]
     tables = [random_rows(rng) for _ in range(25)]
     groups = [make_group(f"p{i}", rows) for i, rows in enumerate(tables)]
-    selection = select_pairs(groups, PairRules(min_ratio, cap, silc, forbidden=FORBIDDEN))
+    selection = select_pairs(groups, PairRules(min_ratio, cap, silc, min_tokens, min_right, forbidden=FORBIDDEN))
     expected, reasons, with_pairs = [], Counter(), 0
     for i, rows in enumerate(tables):
-        pairs, why = brute_force(rows, min_ratio, cap, silc)
+        pairs, why = brute_force(rows, min_ratio, cap, silc, min_tokens, min_right)
         assert sum(kind != "short wrong" for *_, kind in pairs) <= cap
         assert sum(kind == "short wrong" for *_, kind in pairs) <= silc
         expected += [(f"p{i}", rows[c][3], rows[r][3], rows[c][0], rows[r][0], kind) for c, r, kind in pairs]
@@ -140,7 +149,7 @@ def test_pairs_counts_and_caps_equal_a_brute_force_on_random_groups(seed):
     assert {*reasons} <= {
         "no well-formed correct answer", "truncated", "repetition", "undecided", "empty text", "malformed think",
         "special token in the text", "chosen without a longer one", "wrong, not longer", "right, below the ratio",
-        "duplicate", "over the cap",
+        "duplicate", "over the cap", "too few right samples", "right, too short to be chosen", "nothing to choose",
     }  # fmt: skip
 
 
@@ -228,13 +237,21 @@ def test_bins_of_pass_rates():
     assert bin_of_rate(PassRate(29, 100, 0), 100) == 29
 
 
-@given(st.lists(st.integers(0, 4), max_size=40), st.integers(0, 9))
-def test_balance_keeps_equally_many_of_each_bin(bins, seed):
+@given(st.lists(st.integers(0, 4), max_size=40), st.integers(0, 9), st.integers(1, 12))
+def test_balance_keeps_equally_many_of_each_bin(bins, seed, least):
     kept = balance(bins, seed)
     assert kept == sorted(set(kept)) == balance(bins, seed)
     sizes = Counter(bins[index] for index in kept)
     smallest = min(Counter(bins).values(), default=0)
     assert sizes == dict.fromkeys(set(bins), smallest)
+    spared = Counter(bins[index] for index in balance(bins, seed, least))
+    assert spared == {place: min(size, max(smallest, least)) for place, size in Counter(bins).items()}
+
+
+def test_a_ratio_that_is_met_exactly_makes_a_pair():
+    """1.1 * 50 is above 55 in floating point."""
+    assert len(select_pairs([simple("p", (50, True), (55, True))], PairRules(min_ratio=1.1)).pairs) == 1
+    assert not select_pairs([simple("p", (50, True), (54, True))], PairRules(min_ratio=1.1)).pairs
 
 
 def test_balanced_pairs_are_drawn_by_their_seed_and_still_account_for_every_sample():

@@ -11,7 +11,7 @@ import pytest
 from distill.traces import read_traces
 from long2short import shortest
 from long2short.preference import read_pairs
-from recipes.console import PlainReport, run_result
+from recipes.console import PlainReport, run_result, stage_notes
 from recipes.loader import RecipeError
 from recipes.runner import StageResult, run_recipe
 from recipes.schema import load_recipe
@@ -139,6 +139,9 @@ def test_pairs_are_balanced_and_shown_before_training(results):
     every = summary(results, "every")
     assert every["kinds"]["short wrong"] >= 1
     assert len(read_pairs(results["every"].folder / "pairs.jsonl")) == every["pairs"] > found["pairs"]
+    # Said when the stage ends, which is before the next one begins.
+    (first, *others) = stage_notes(results["pairs"])
+    assert first.startswith(f"pairs {found['pairs']} (") and len(others) == 4
     value, text = run_result("selection", 0, list(results.values()))
     assert value["pairs"] == {"pairs": found, "every": every}
     assert f"pairs                 {found['pairs']} (" in text
@@ -161,6 +164,7 @@ def test_both_losses_train(results):
         ("{method: shortest, pool: pool, samples: 6, cut: second}", "must be first or reflection"),
         ("{method: pairs, pool: pool, balance_bins: 1}", "balance_bins: must be at least 2"),
         ("{method: pairs, pool: pool, silc: -1}", "silc: must be at least 0"),
+        ("{method: pairs, pool: pool, balance_min: 5}", "balance_min: has no effect without balance_bins; remove it"),
         ("{method: dpo, model: a/b, pairs: p, loss: sigmoid_norm, max_length: 9}", "required with loss: sigmoid_norm"),
         ("{method: dpo, model: a/b, pairs: p, loss: simpo, max_length: 9}", "must be sigmoid or sigmoid_norm"),
         ("{method: simpo, model: a/b, pairs: p, beta: 0.0, max_length: 9}", "beta: must be above 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -58,6 +59,10 @@ def test_a_lucky_guess_is_refused_on_request():
     # Different wrong answers, and no answers at all, do not add up.
     split = group((4, "49", "stop"), (30, "50", "stop"), (31, "51", "stop"), (9, "", "stop"), (9, "", "stop"))
     assert shortest_correct(split, guards=majority) is not None
+    # What the judge could not decide has no vote.
+    undecided = replace(split.rollouts[2], verdict=Verdict.undecided(JudgeFailure.TIMEOUT))
+    unsure = replace(split, rollouts=(split.rollouts[0], *[undecided] * 3))
+    assert shortest_correct(unsure, guards=majority) is not None
     with pytest.raises(ValueError, match="a majority vote cannot use problem p1"):
         shortest_correct(group((40, "49", "stop"), (12, "4", "aborted")), guards=majority)
 
