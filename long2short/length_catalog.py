@@ -34,7 +34,7 @@ class Entry:
     objective: Callable[..., LengthObjective]  # a dataclass; its fields are the parameters
     weight: float  # the paper's, or one in the middle of its range
     reward_accuracy: float = 1.0  # the paper's
-    memory: Callable[..., Memory] | None = None  # called with the parameters of `of_memory`
+    memory: Callable[..., Memory] | None = None  # called with the parameters of `of_memory`; not beside a target
     of_memory: tuple[tuple[str, Any], ...] = ()  # (parameter of the memory, default)
 
 
@@ -46,11 +46,22 @@ def _means() -> Memory:
     return FirstSeen(mean_length)
 
 
+def _exact_budget() -> Memory:
+    return Stated(at_most=False)
+
+
+def _most_budget() -> Memory:
+    return Stated(at_most=True)
+
+
+OF_PROMPTS = (_exact_budget, _most_budget)
+
+
 CATALOG: dict[str, Entry] = {
     "kimi": Entry(relative.Kimi, 1.0),
-    "lcpo-exact": Entry(limits.LcpoExact, 3e-4, memory=Stated),
-    "lcpo-max": Entry(limits.LcpoMax, 1.0, memory=Stated),
-    "lcpo-max-code": Entry(limits.LcpoMaxCode, 1.0, memory=Stated),
+    "lcpo-exact": Entry(limits.LcpoExact, 3e-4, memory=_exact_budget),
+    "lcpo-max": Entry(limits.LcpoMax, 1.0, memory=_most_budget),
+    "lcpo-max-code": Entry(limits.LcpoMaxCode, 1.0, memory=_most_budget),
     "o1-pruner": Entry(limits.O1Pruner, 1.0, 2.0, _means),
     "thinkprune": Entry(limits.ThinkPrune, 1.0),
     "shorter-better": Entry(relative.ShorterBetter, 1e-3, 2.0),
@@ -87,7 +98,12 @@ def required(name: str) -> list[str]:
 
 def remembers(name: str) -> bool:
     """Whether an objective compares with lengths of other groups than the one at hand."""
-    return CATALOG[name].memory not in (None, Stated)
+    return CATALOG[name].memory not in (None, *OF_PROMPTS)
+
+
+def reads_budget(name: str) -> bool:
+    """Whether it takes the budget that the prompt states where no target is given: the rules of L1; not GFPO."""
+    return name in CATALOG and CATALOG[name].memory in OF_PROMPTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,4 +118,5 @@ def make(name: str, **given: Any) -> Chosen:
     """The objective of that name. Errors: TypeError for a parameter that it does not have, or one that is missing."""
     entry = CATALOG[name]
     of_memory = {key: given.pop(key, default) for key, default in entry.of_memory}
-    return Chosen(entry.objective(**given), entry.memory(**of_memory) if entry.memory is not None else None)
+    memory = None if given.get("target") is not None else entry.memory  # a given target leaves nothing to look up
+    return Chosen(entry.objective(**given), None if memory is None else memory(**of_memory))

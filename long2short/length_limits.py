@@ -5,10 +5,10 @@ Signature and convention are those of long2short/length_objectives.py: a rollout
 
     objective       paper                    reward_accuracy  weight        bound   compares with
     lcpo-exact      2503.04697 (L1)          1                .0003 (alpha) none    target, or what the prompt states
-    lcpo-max        2503.04697, paper        1                1             none    target, or what the prompt states
-    lcpo-max-code   2503.04697, code         1                1             none    the same, with half the slope
+    lcpo-max        2503.04697, paper        1                1             weak 1  target, or what the prompt states
+    lcpo-max-code   2503.04697, code         1                1             weak 1  the same, with half the slope
     o1-pruner       2501.12570               2 (lambda)       1             none    mean length of the starting model
-    thinkprune      2504.01296               1                1             none    a limit that falls with the step
+    thinkprune      2504.01296               1                1             weak 1  a limit that falls with the step
     laser           2505.15612               1                .5            any     target
     laser-d         2505.15612               1                .5            any     target of the group's difficulty
     laser-de        2505.15612               1                .5            1       the same, long wrong answers paid
@@ -16,39 +16,75 @@ Signature and convention are those of long2short/length_objectives.py: a rollout
     soft-overlong   2503.14476 (DAPO)        2                1             1       max_tokens less a buffer
     cosine          2502.03373               1                1             none    max_tokens
     dler            2510.15110               1                1             1.11    running out of tokens
-    toggle          2602.02276 (Kimi K2.5)   1                1             none    percentile of first right lengths
+    toggle          2602.02276 (Kimi K2.5)   1                1             weak 1  percentile of first right lengths
 
-Bound as there. `any`: a right answer is never worth less than a wrong one. For lcpo-max, thinkprune and toggle none is
-meant: to them a right answer beyond the limit is as bad as a wrong one. Cosine's right answers are above its wrong
-ones up to max_tokens; beyond it both get `exceed`. DAPO's accuracy is 1 and −1, which is 2 x accuracy − 1.
+Bound as there. `any`: a right answer is never worth less than a wrong one, whatever the weight. `weak`: the rule takes
+a right answer beyond its limit down to a wrong one, so up to this weight, itself included, a wrong answer is never
+worth more than a right one; below it, never as much. The recipe's check compares a weak bound with reward_accuracy
+alone: the format reward is paid to right and wrong alike, and the papers' own weight is the bound.
 
-Objectives that compare with a remembered length give 0 while there is none; long2short/length_memory.py remembers.
+Cosine has no bound that its paper keeps: of two answers within max_tokens the right one is worth more at any weight,
+and of two beyond it at least as much up to a weight of 1; but above 1 / (1 − exceed), 1/11, a right one beyond it can
+be worth less than a wrong one within, and the paper's weight is 1. DAPO's accuracy is 1 and −1: 2 x accuracy − 1.
+
+Objectives that compare with a remembered length give 0 while there is none; long2short/length_memory.py remembers, and
+refuses a prompt that states no budget where it is to be read there.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from long2short.length_objectives import GroupLengths, LengthObjective
 from rl.schedules import StepSchedule
 
-_STATED = re.compile(r"think for (?:a )?(?:maximum (?:of )?|up to )?(\d{1,7}) tokens", re.IGNORECASE)
+_STATED = re.compile(
+    r"think\s+for\s+((?:a\s+)?maximum\s+(?:of\s+)?|up\s+to\s+|at\s+most\s+)?(\d{1,3}(?:,\d{3})+|\d{1,7})\s+tokens?\b",
+    re.IGNORECASE,
+)
 
 
-def stated_budget(text: str) -> int | None:
-    """The budget that a prompt states in L1's words: "... Think for maximum 512 tokens." -> 512; None for none."""
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A length that a prompt asks for. Example: "Think for maximum 1,024 tokens." -> `Budget(1024, at_most=True)`."""
+
+    tokens: int
+    at_most: bool  # False: exactly so many are wanted
+
+    def __str__(self) -> str:
+        return f"Think for {'maximum ' if self.at_most else ''}{self.tokens} tokens."
+
+
+def stated_budget(text: str) -> Budget | None:
+    """The budget that a prompt states in L1's words, the last of several; None for none.
+
+    Example: "2+2? Think for 512 tokens." -> `Budget(512, at_most=False)`; "maximum", "a maximum of", "up to" and "at
+    most" before the number make it a limit.
+    """
     found = _STATED.findall(text)
-    return int(found[-1]) if found else None
+    return Budget(int(found[-1][1].replace(",", "")), bool(found[-1][0])) if found else None
+
+
+def _target(group: GroupLengths, target: int | None) -> float:
+    """The wanted length: the objective's own, else the group's. ValueError where there is none: 0 would hide it."""
+    wanted = group.reference if target is None else target
+    if wanted is None:
+        raise ValueError(
+            f"problem {group.problem or '-'}: there is no target; give one, or the memory that reads it in the prompt "
+            "(long2short.length_memory.Stated)"
+        )
+    return wanted
 
 
 @dataclass(frozen=True, slots=True)
 class LcpoExact(LengthObjective):
     """L1-Exact: −|target − len| in tokens, for right and wrong alike.
 
-    Without `target` the group's reference is the target (the budget that its prompt states), and a prompt without one
-    is not constrained: 0.
+    Without `target` the group's reference is the target: the budget that its prompt states in the words "Think for N
+    tokens." A "maximum N" is another wish, which lcpo-max reads; the memory refuses it here.
 
     Example: target 1000, lengths [1000, 1400, 600] -> [0, −400, −400]; with weight .0003 the reward of right answers is
     [1, .88, .88]. More than 1 / weight tokens away a right answer is worth less than nothing.
@@ -57,14 +93,15 @@ class LcpoExact(LengthObjective):
     target: int | None = None
 
     def __call__(self, group: GroupLengths) -> list[float]:
-        target = group.reference if self.target is None else self.target
-        return [0.0 if target is None else -abs(target - length) for length in group.lengths]
+        target = _target(group, self.target)
+        return [-abs(target - length) for length in group.lengths]
 
 
 @dataclass(frozen=True, slots=True)
 class LcpoMax(LengthObjective):
     """L1-Max as the paper has it: right answers are worth clip(alpha (target − len) + delta, 0, 1), wrong ones 0.
 
+    Without `target` it is the budget that the prompt states in the words "Think for maximum N tokens."
     Example: target 1000, right lengths 1000, 1400, 600, 3000 -> whole .5, .38, .62, 0; the value is that − 1.
     """
 
@@ -73,13 +110,14 @@ class LcpoMax(LengthObjective):
     delta: float = 0.5
 
     def __call__(self, group: GroupLengths) -> list[float]:
-        target = group.reference if self.target is None else self.target
-        if target is None:
-            return [0.0] * len(group.lengths)
+        target = _target(group, self.target)
         return [
             min(max(self.alpha * (target - length) + self.delta, 0.0), 1.0) - 1 if is_right else 0.0
             for length, is_right in zip(group.lengths, group.right, strict=True)
         ]
+
+    def weak_bound(self) -> float:
+        return 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +132,9 @@ class LcpoMaxCode(LengthObjective):
 
     def __call__(self, group: GroupLengths) -> list[float]:
         return LcpoMax(self.target, self.alpha / 2, 0.5)(group)
+
+    def weak_bound(self) -> float:
+        return 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +157,9 @@ class O1Pruner(LengthObjective):
 class ThinkPrune(LengthObjective):
     """ThinkPrune: a right answer beyond the limit is worth nothing: −1, else 0. The limit falls in rounds (4k, 3k, 2k).
 
-    Beside it set max_tokens_steps to the same stages, which is the paper's hard cut. Deviation: the paper starts every
-    round afresh from the model of the last one and says the limit in the prompt; do that with a stage a round.
+    One that ran out of tokens is beyond it: the paper pays an answer that is finished and right. Beside it set
+    max_tokens_steps to the same stages, which is the paper's hard cut. Deviation: the paper starts every round afresh
+    from the model of the last one and says the limit in the prompt; do that with a stage a round.
 
     Example: limits ((1, 4000), (100, 3000)), right answers of 2,500 and 3,500 tokens: step 99 [0, 0], step 100 [0, −1].
     """
@@ -125,11 +167,15 @@ class ThinkPrune(LengthObjective):
     limits: StepSchedule
 
     def __call__(self, group: GroupLengths) -> list[float]:
-        limit = self.limits(group.step)
-        return [
-            -1.0 if is_right and length > limit else 0.0
-            for length, is_right in zip(group.lengths, group.right, strict=True)
-        ]
+        return _taken(group, group.beyond(self.limits(group.step)))
+
+    def weak_bound(self) -> float:
+        return 1.0
+
+
+def _taken(group: GroupLengths, beyond: Iterable[bool]) -> list[float]:
+    """A right answer beyond its limit loses the whole accuracy: −1, else 0."""
+    return [-1.0 if is_right and is_beyond else 0.0 for is_right, is_beyond in zip(group.right, beyond, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +255,8 @@ class Hapo(LengthObjective):
             values.append(max(value, self.floor) if is_right else min(value, 0.0))
         return values
 
-    def bound(self) -> float | None:
-        return None if self.floor == 0 else 1 / -self.floor
+    def bound(self) -> float:
+        return math.inf if self.floor == 0 else 1 / -self.floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,24 +280,28 @@ class SoftOverlong(LengthObjective):
 @dataclass(frozen=True, slots=True)
 class Cosine(LengthObjective):
     """The cosine reward less the accuracy: with the length from 0 to max_tokens a right answer falls from 2 to 1, a
-    wrong one rises from −10 to 0, so it is better to think longer than to give up. Longer than that: `exceed`.
+    wrong one rises from −10 to 0, so it is better to think longer than to give up. What is longer, or ran out of
+    tokens, gets `exceed`, right or wrong.
 
-    Example: max_tokens 14,336, lengths 0, 7168, 14336: whole 2, 1.5, 1 (right) and −10, −5, 0 (wrong).
+    Deviation: the released code counts the last 16 tokens before its limit as beyond it, to be safe; here only what did
+    not end by itself is.
+
+    Example: max_tokens 14,336, lengths 0, 7168, 14336: whole 2, 1.5, 1 (right) and −10, −5, 0 (wrong); 14,336 and
+    truncated: −10 for both.
     """
 
     max_tokens: int
     exceed: float = -10.0
 
     def __call__(self, group: GroupLengths) -> list[float]:
+        beyond = group.beyond(self.max_tokens)
         return [
-            self.reward(length, is_right) - is_right
-            for length, is_right in zip(group.lengths, group.right, strict=True)
+            (self.exceed if is_beyond else self.reward(length, is_right)) - is_right
+            for length, is_right, is_beyond in zip(group.lengths, group.right, beyond, strict=True)
         ]
 
     def reward(self, length: int, is_right: bool) -> float:
-        """The whole reward of one answer."""
-        if length > self.max_tokens:
-            return self.exceed
+        """The whole reward of an answer that ended within max_tokens."""
         falling = 0.5 * (1 + math.cos(math.pi * length / self.max_tokens))  # 1 at 0, 0 at max_tokens
         return 1 + falling if is_right else -10 * falling
 
@@ -269,13 +319,13 @@ class Dler(LengthObjective):
     factor: float = 0.1
 
     def __call__(self, group: GroupLengths) -> list[float]:
-        cut = group.truncated or (False,) * len(group.lengths)
         return [
-            self.factor - 1 if is_right and is_cut else 0.0 for is_right, is_cut in zip(group.right, cut, strict=True)
+            self.factor - 1 if is_right and is_cut else 0.0
+            for is_right, is_cut in zip(group.right, group.truncated, strict=True)
         ]
 
-    def bound(self) -> float | None:
-        return None if self.factor == 1 else 1 / (1 - self.factor)
+    def bound(self) -> float:
+        return math.inf if self.factor == 1 else 1 / (1 - self.factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +348,7 @@ class Toggle(LengthObjective):
         scaling = (group.step - 1) // self.period % 2 == 1
         if budget is None or scaling or group.accuracy < self.accuracy:
             return [0.0] * len(group.lengths)
-        return [
-            -1.0 if is_right and length > budget else 0.0
-            for length, is_right in zip(group.lengths, group.right, strict=True)
-        ]
+        return _taken(group, [length > budget for length in group.lengths])
+
+    def weak_bound(self) -> float:
+        return 1.0

@@ -3,7 +3,7 @@
     ShortestRight      HAPO (2505.11225): the shortest right answer to the problem so far
     FirstSeen          O1-Pruner (2501.12570), Toggle (2602.02276): a statistic of the problem's first group
     DifficultyTargets  LASER-D (2505.15612): one target for easy, middling and hard groups, estimated again and again
-    Stated             L1 (2503.04697): the budget that the prompt states; nothing to remember
+    Stated             L1 (2503.04697): the budget that the prompt states, read anew each time; nothing to remember
 
 A memory is fed by what it is asked: `recall(group)` gives the reference of a group and then takes the group in. Feeding
 it a pool of the starting model before the first step gives O1-Pruner and Toggle the statistics of that model; without
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from long2short.length_limits import Budget, stated_budget
 from long2short.length_objectives import GroupLengths
 
 HARD, MIDDLING, EASY = "hard", "middling", "easy"
@@ -38,10 +39,35 @@ class Memory(Protocol):
 
 @dataclass(slots=True)
 class Stated:
-    """The reference that the group already has: the budget in its prompt."""
+    """The budget in the group's prompt: an exact one ("Think for N tokens."), or with `at_most` a limit ("maximum N").
 
-    def recall(self, group: GroupLengths) -> float | None:
-        return group.reference
+    A limit is not read as an exact length, nor the other way round: the model would be paid for what it was not asked.
+    Example: "2+2? Think for maximum 12 tokens." with `at_most` -> 12; without -> ValueError.
+
+    Errors: ValueError for a prompt that states none, or the other kind.
+    """
+
+    at_most: bool
+
+    def recall(self, group: GroupLengths) -> float:
+        return self.budget(group.problem, group.prompt)
+
+    def budget(self, problem: str, prompt: str) -> int:
+        """What the prompt of a problem states, in tokens; errors as above."""
+        found = stated_budget(prompt)
+        if found is not None and found.at_most == self.at_most:
+            return found.tokens
+        wanted = Budget(512, self.at_most)
+        if found is None:
+            raise ValueError(
+                f"length.target: not given, and problem {problem} states no budget: set length.target, or end its text "
+                f'or problems.prompt_suffix with one, such as " {wanted}"'
+            )
+        raise ValueError(
+            f'length.target: not given, and problem {problem} states "{found}", which '
+            f"{'lcpo-max' if found.at_most else 'lcpo-exact'} reads: take that objective, set length.target, or state "
+            f'it as "{wanted}"'
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {}

@@ -19,7 +19,8 @@ paper's, up to a constant of the group, which every baseline takes away:
 
 Bound: below this weight, with an accuracy reward of 1 and nothing else, a wrong answer is never worth as much as a
 right one of its group. With a format reward f it is bound x (1 - f). None: the rule is priced in tokens, so a wrong
-answer can always be short enough; `reason preview` counts how often that happens on a pool.
+answer can always be short enough; `reason preview` counts how often that happens on a pool. A few rules mean a right
+answer to be worth as little as a wrong one; they have a weak bound (long2short/length_limits.py).
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ class GroupLengths:
 
     lengths: tuple[int, ...]  # (k,), tokens
     right: tuple[bool, ...]  # (k,)
-    truncated: tuple[bool, ...] = ()  # (k,), whether it ran out of tokens; (): none did
+    truncated: tuple[bool, ...] = ()  # (k,), whether it ran out of tokens; given as (): none did
     problem: str = ""
     step: int = 1  # of the run, from 1
-    reference: float | None = None  # tokens: a remembered length, or the budget that the prompt states
+    reference: float | None = None  # tokens: what the objective's memory recalls
+    prompt: str = ""  # the question as it was asked, with the recipe's suffix
 
     def __post_init__(self) -> None:
         if not self.lengths or len(self.right) != len(self.lengths) or len(self.truncated) not in (0, len(self.right)):
@@ -54,6 +56,16 @@ class GroupLengths:
                 f"problem {self.problem or '-'}: a group needs a verdict for each of its completions, got "
                 f"{len(self.lengths)} lengths, {len(self.right)} verdicts and {len(self.truncated)} marks of truncation"
             )
+        if not self.truncated:
+            object.__setattr__(self, "truncated", (False,) * len(self.right))
+
+    def beyond(self, limit: float) -> tuple[bool, ...]:
+        """Which completions are beyond a limit, in tokens: (k,). One that ran out of tokens is beyond any limit: it has
+        exactly the stage's max_tokens, and would have gone on.
+
+        Example: lengths (5, 9, 9), the last one truncated, limit 9 -> (False, False, True).
+        """
+        return tuple(cut or length > limit for length, cut in zip(self.lengths, self.truncated, strict=True))
 
     @property
     def right_lengths(self) -> list[int]:
@@ -72,6 +84,13 @@ class LengthObjective(Protocol):
     def bound(self) -> float | None:
         """The weight below which a wrong answer is never worth as much as a right one; None: there is none."""
         return None
+
+    def weak_bound(self) -> float | None:
+        """The weight up to which, itself included, a wrong answer is never worth more than a right one.
+
+        It is `bound`, but for rules that mean a right answer beyond a limit to be worth no more than a wrong one.
+        """
+        return self.bound()
 
 
 def kimi_length_rewards(lengths: Sequence[int], right: Sequence[bool]) -> list[float]:

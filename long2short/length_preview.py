@@ -25,6 +25,7 @@ from long2short.length_objectives import GroupLengths
 Values = Sequence[float]
 FEW_TOKENS = 4  # lengths that differ by fewer are one length, for the trap of a small spread
 MOVED = 0.1  # of a group's range of values: how much a truncated sample must move another's to be counted
+INERT = 0.01  # a reward: a rule whose groups all spread by less is drowned by accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Preview:
 
     objective: str
     weight: float | None  # None for a filter
+    reward_accuracy: float | None  # that the rows below are made with; None for a filter
     mean_right: float | None  # value, over all right samples
     mean_wrong: float | None
     rank: float | None  # Spearman's, value and length among right ones, mean over groups
@@ -67,12 +69,14 @@ def preview(
     weight: float,
     bound: float | None,
     *,
+    weak_bound: float | None = None,
     again: Callable[[GroupLengths], Values] | None = None,
     reward_accuracy: float = 1.0,
     reward_format: float = 0.0,
 ) -> Preview:
     """The table's row of one objective; `values[i]` are those of `groups[i]`, (k,).
 
+    `bound` and `weak_bound` are the objective's; the latter is read where there is no other.
     `again` gives the values of a changed group, for the trap of truncated samples; None leaves that trap out.
     Errors: ValueError for a pool without groups.
     """
@@ -86,14 +90,20 @@ def preview(
     gaps = [_best_wrong(groups[i], values[i]) - _worst_right(groups[i], values[i]) for i in mixed]
     safe = reward_accuracy / max(gaps) if gaps and max(gaps) > 0 else None
     traps = [
+        _inert(groups, values, weight),
         *_traps_of_signal(groups, values),
         *([] if again is None else [_truncated(groups, values, again)]),
     ]
     traps = [trap for trap in traps if trap.count]
-    traps += _bound(weight, bound, reward_accuracy - reward_format, crossed, len(mixed), safe)
+    crossing = Crossing(crossed, len(mixed), safe)
+    if bound is None and weak_bound is not None:
+        traps += _weakly_bound(weight, weak_bound * reward_accuracy, crossing)
+    else:
+        traps += _bound(weight, bound, reward_accuracy - reward_format, crossing)
     return Preview(
         name,
         weight,
+        reward_accuracy,
         *_means(groups, values),
         _rank(groups, values),
         len(mixed) / len(groups),
@@ -118,6 +128,7 @@ def preview_filter(name: str, groups: Sequence[GroupLengths], values: Sequence[V
     )  # fmt: skip
     return Preview(
         name,
+        None,
         None,
         *_means(groups, values),
         _rank(groups, values),
@@ -145,6 +156,7 @@ def kept_values(group: GroupLengths, keep: int, efficient: bool) -> list[float]:
 def _traps_of_signal(groups: Sequence[GroupLengths], values: Sequence[Values]) -> list[Trap]:
     pairs = list(zip(groups, values, strict=True))
     all_right = sum(all(group.right) and max(row) > min(row) for group, row in pairs)
+    all_wrong = sum(not any(group.right) and max(row) > min(row) for group, row in pairs)
     giving_up = sum(
         not any(group.right) and _value_at(group, row, min) > _value_at(group, row, max) for group, row in pairs
     )
@@ -155,9 +167,9 @@ def _traps_of_signal(groups: Sequence[GroupLengths], values: Sequence[Values]) -
     )
     return [
         Trap(
-            "the deviation cancels the weight", all_right, len(groups),
-            "are all right, and differ in this value only: divided by the group's deviation, their advantages are the "
-            "same at any weight",
+            "the deviation cancels the weight", all_right + all_wrong, len(groups),
+            "are all right or all wrong, and differ in this value only: divided by the group's deviation, their "
+            "advantages are the same at any weight",
             "advantage: mean (the default), leave-one-out or batch-std; not std",
         ),
         Trap(
@@ -178,14 +190,25 @@ def _traps_of_signal(groups: Sequence[GroupLengths], values: Sequence[Values]) -
     ]  # fmt: skip
 
 
+def _inert(groups: Sequence[GroupLengths], values: Sequence[Values], weight: float) -> Trap:
+    """A rule that moves no reward of this pool by anything that counts beside accuracy."""
+    widest = max(max(row) - min(row) for row in values)
+    return Trap(
+        "inert at this weight", len(groups) if weight * widest < INERT else 0, len(groups),
+        f"spread by less than {INERT:g} in reward: beside accuracy this says nothing",
+        f"a larger weight: the widest group spreads by {INERT:g} at {INERT / widest:.2g}, by 0.1 at {0.1 / widest:.2g}"
+        if widest else "no weight: on this pool the completions of a group all have one value",
+    )  # fmt: skip
+
+
 def _truncated(
     groups: Sequence[GroupLengths], values: Sequence[Values], again: Callable[[GroupLengths], Values]
 ) -> Trap:
     """Groups where a sample that ran out of tokens moves the values of those that did not."""
     moved = 0
     for group, row in zip(groups, values, strict=True):
-        ended = [length for length, cut in zip(group.lengths, group.truncated, strict=False) if not cut]
-        if not ended or len(ended) == len(group.lengths) or not group.truncated:
+        ended = [length for length, cut in zip(group.lengths, group.truncated, strict=True) if not cut]
+        if not ended or len(ended) == len(group.lengths):
             continue
         longest = max(ended)
         clipped = tuple(
@@ -201,18 +224,44 @@ def _truncated(
     )  # fmt: skip
 
 
-def _bound(
-    weight: float, bound: float | None, margin: float, crossed: int, mixed: int, safe: float | None
-) -> list[Trap]:
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """Wrong answers that are worth at least as much as right ones: in `count` of the `mixed` groups that have both."""
+
+    count: int
+    mixed: int
+    safe: float | None  # the weight below which there is none on this pool; None: there is none at any
+
+    def trap(self, name: str, fix: str, more: str = "") -> Trap:
+        what = f"hold a wrong answer that is worth at least as much as a right one{more}"
+        return Trap(name, self.count, self.mixed, what, fix)
+
+
+ABOVE_BOUND, AS_MUCH = "the weight is above the bound", "a wrong answer earns as much as a right one"
+CAN_COME = "; further ones can come"
+
+
+def _bound(weight: float, bound: float | None, margin: float, crossing: Crossing) -> list[Trap]:
     """A wrong answer that is worth as much as a right one: here, or where a bound that would forbid it is passed."""
-    what = "hold a wrong answer that is worth at least as much as a right one"
+    if bound is not None and margin <= 0:  # an infinite bound has no product with it
+        return [crossing.trap(ABOVE_BOUND, "a reward_format below reward_accuracy", CAN_COME)]
     if bound is not None and weight >= bound * margin:
         fix = f"a weight below {bound:.3g} x (reward_accuracy - reward_format) = {bound * margin:.3g}"
-        return [Trap("the weight is above the bound", crossed, mixed, f"{what}; further ones can come", fix)]
-    if not crossed or safe is None:
+        return [crossing.trap(ABOVE_BOUND, fix, CAN_COME)]
+    if not crossing.count or crossing.safe is None:
         return []
-    fix = f"a weight below {safe:.3g} on this pool; the rule has no bound that holds for every pool"
-    return [Trap("a wrong answer earns as much as a right one", crossed, mixed, what, fix)]
+    fix = f"a weight below {crossing.safe:.3g} on this pool; the rule has no bound that holds for every pool"
+    return [crossing.trap(AS_MUCH, fix)]
+
+
+def _weakly_bound(weight: float, most: float, crossing: Crossing) -> list[Trap]:
+    """The same of a rule that takes right answers beyond its limit down to the wrong ones, up to a weight of `most`."""
+    if weight > most:
+        return [crossing.trap(ABOVE_BOUND, f"a weight of at most {most:.3g}, which is for reward_accuracy", CAN_COME)]
+    if not crossing.count:
+        return []
+    fix = f"none, if a right answer beyond the limit is to be worth nothing; else a weight below {most:.3g}"
+    return [crossing.trap(AS_MUCH, fix)]
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -15,15 +15,14 @@ every statistic and get nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from long2short.length_limits import stated_budget
-from long2short.length_memory import Memory
+from long2short.length_memory import Memory, Stated
 from long2short.length_objectives import GroupLengths, LengthObjective
 from rl.budget import thought_end
-from rl.types import Completion, FinishReason, RolloutGroup
+from rl.types import Completion, FinishReason, Problem, RolloutGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,7 +108,8 @@ class DualWeight:
     weight <- weight + rate x most x (accuracy − target), within [0, most]. Above the target it squeezes harder, below
     it lets go, at the target it holds. The accuracy is that of each step's rollouts, or (`from_dev`) of each
     evaluation. Without a `target` it is the starting model's dev accuracy less `drop`: the same problems with the same
-    seeds, so the drop is a paired one.
+    seeds, so the drop is a paired one. It comes to rest where rate x most x (accuracy that a weight of 1 costs) is
+    below 1, as it is but on a cliff; there it hunts up and down: lower the rate.
 
     Example: value .2, most 1, rate 1, target .9: an accuracy of .95 -> .25, then one of .80 -> .15.
     """
@@ -168,7 +168,8 @@ class LengthReward:
     """Adds weight x value to the reward of every decided rollout; `shape(groups, step)` is what `Collector` calls.
 
     `accuracy_floor`: a guard of ours: in a step whose batch accuracy is below it the length reward is off, so that the
-    squeeze cannot trade accuracy away unseen; None for the papers' rules.
+    squeeze cannot trade accuracy away unseen; None for the papers' rules. `suffix` is what the recipe appends to every
+    question: a budget may be stated there.
 
     Example, weight .4 and Kimi: lengths [10, 20], both right, rewards [1.1, 1.1] -> [1.3, .9].
     """
@@ -180,12 +181,14 @@ class LengthReward:
     accuracy_floor: float | None = None
     memory: Memory | None = None
     scope: TokenCount = total_tokens
+    suffix: str = ""
     _figures: dict[str, float] = field(default_factory=dict, repr=False)
 
     def __call__(self, groups: list[RolloutGroup], step: int) -> list[RolloutGroup]:
         """`step` counts from 1. Groups come back with the same rollouts and new rewards.
 
-        Errors: ValueError for a group with aborted samples, whose lengths are censored.
+        Errors: ValueError for a group with aborted samples, whose lengths are censored, and for one whose prompt lacks
+        the budget that is to be read there.
         """
         seen = [self.lengths_of(group, step) for group in groups]
         share = self.warmup(step)
@@ -208,10 +211,16 @@ class LengthReward:
 
     def lengths_of(self, group: RolloutGroup, step: int) -> GroupLengths | None:
         """What the objective sees of a group; None if nothing in it is decided. Takes the group into the memory."""
-        seen = lengths_of(group, step, self.scope)
+        seen = lengths_of(group, step, self.scope, self.suffix)
         if seen is None or self.memory is None:
             return seen
         return replace(seen, reference=self.memory.recall(seen))
+
+    def require_budgets(self, problems: Iterable[Problem]) -> None:
+        """ValueError, before anything is sampled, for a prompt that lacks the budget that is to be read there."""
+        if isinstance(self.memory, Stated):
+            for problem in problems:
+                self.memory.budget(problem.id, problem.text + self.suffix)
 
     def _values(self, group: GroupLengths) -> list[float] | None:
         return self.objective(group) if all(gate(group) for gate in self.gates) else None
@@ -249,8 +258,10 @@ class LengthReward:
             self.memory.restore(state["memory"])
 
 
-def lengths_of(group: RolloutGroup, step: int, scope: TokenCount = total_tokens) -> GroupLengths | None:
-    """The decided rollouts of a group as an objective sees them; None if there are none.
+def lengths_of(
+    group: RolloutGroup, step: int, scope: TokenCount = total_tokens, suffix: str = ""
+) -> GroupLengths | None:
+    """The decided rollouts of a group as an objective sees them; None if there are none. `suffix` as in LengthReward.
 
     Errors: ValueError for a group with aborted samples, whose lengths are censored.
     """
@@ -264,7 +275,7 @@ def lengths_of(group: RolloutGroup, step: int, scope: TokenCount = total_tokens)
         tuple(rollout.completion.finish_reason is FinishReason.LENGTH for rollout in decided),
         group.problem.id,
         step,
-        stated_budget(group.problem.text),
+        prompt=group.problem.text + suffix,
     )
 
 

@@ -72,7 +72,8 @@ class Length(Keys):
     """With a target: a step moves the weight by this x max_weight x (accuracy - target) [1]."""
 
     target: Count | None = None
-    """lcpo-exact, lcpo-max, lcpo-max-code: wanted tokens [what the prompt states]. laser: the target; required."""
+    """lcpo-exact, lcpo-max, lcpo-max-code: wanted tokens [what question or prompt_suffix state: "Think for 512 tokens."
+    for lcpo-exact, "Think for maximum 512 tokens." for the others]. laser: the target; required."""
     alpha: Positive | None = None
     """lcpo-max, lcpo-max-code: price of a token beyond the target [0.0003]."""
     delta: Share | None = None
@@ -84,7 +85,7 @@ class Length(Keys):
     buffer: Count | None = None
     """soft-overlong: tokens before max_tokens in which the value falls from 0 to -1; required."""
     exceed: Annotated[float, Field(ge=-100, le=0)] | None = None
-    """cosine: reward of an answer longer than max_tokens [-10]."""
+    """cosine: reward of an answer that is longer than max_tokens or ran out of tokens [-10]."""
     floor: Annotated[float, Field(ge=-1, le=0)] | None = None
     """hapo: the lowest value of a right answer [-0.7]."""
     factor: Share | None = None
@@ -125,7 +126,7 @@ class Length(Keys):
             return
         if self.weight is None:
             yield "weight", "required key is missing (Weight of the length reward; 0 is the control)"
-        if self.reference is not None and not (self.objective != GFPO and remembers(self.objective)):
+        if self.reference is not None and not remembers(self.objective):
             yield "reference", f"has no effect with objective: {self.objective}, which remembers nothing; remove it"
         yield from self._problems_with_target()
 
@@ -158,19 +159,35 @@ class Length(Keys):
         """The largest weight that the stage can come to; 0 for gfpo."""
         return (self.max_weight if self.steered else self.weight) or 0.0
 
-    def bound(self) -> float | None:
-        """The weight below which a right answer is worth more than any wrong one, for a margin of 1; None: none."""
-        return None if self.objective == GFPO else self.chosen(UNBOUNDED).objective.bound()
+    def problems_with_weight(
+        self, accuracy: float, form: float, language: float, advantage: str
+    ) -> Iterator[tuple[str, str]]:
+        """What is wrong with the weight beside the rewards of accuracy, format and language.
 
-    def problems_with_weight(self, margin: float, language: bool, advantage: str) -> Iterator[tuple[str, str]]:
-        """What is wrong with the weight, where a right answer earns `margin` more than a wrong one at the least."""
-        bound = self.bound()
-        if bound is not None and self.largest_weight >= bound * margin:
+        A strict bound holds for what a right answer earns more than a wrong one at the least; a weak one for accuracy
+        alone: it only says that what the rule takes from a right answer is no more than it earns for being right.
+        """
+        objective = None if self.objective == GFPO else self.chosen(UNBOUNDED).objective
+        bound, weak = (None, None) if objective is None else (objective.bound(), objective.weak_bound())
+        key, margin = "length.max_weight" if self.steered else "length.weight", accuracy - form - language
+        if bound is not None and margin <= 0:  # first: an infinite bound has no product with it
+            yield (
+                "reward_language.weight",
+                f"{language:g} is not below reward_accuracy - reward_format = {accuracy - form:g}: a wrong answer in "
+                "the right language could be worth as much as a right one, whatever the weight of the length reward",
+            )
+        elif bound is not None and self.largest_weight >= bound * margin:
             less = "reward_format" + (" - reward_language.weight" if language else "")
             yield (
-                "length.max_weight" if self.steered else "length.weight",
+                key,
                 f"must be below {bound:.3g} x (reward_accuracy - {less}) = {bound * margin:.3g}, "
                 f"not {self.largest_weight:g}: a long right answer could be worth less than a wrong one",
+            )
+        elif bound is None and weak is not None and self.largest_weight > weak * accuracy:
+            yield (
+                key,
+                f"must be at most {weak:.3g} x reward_accuracy = {weak * accuracy:.3g}, not {self.largest_weight:g}: a "
+                "right answer beyond the limit would be worth less than a wrong one",
             )
         if advantage == "gdpo" and (self.steered or self.ramp_steps):
             key = "ramp_steps" if self.ramp_steps else "max_weight"

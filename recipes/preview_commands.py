@@ -5,7 +5,8 @@
     reason preview POOL --objective laser --set target=60 --scope think --model MODEL
 
 A parameter that an objective needs and that is not given is taken from the pool: target and limits the median of the
-right lengths, buffer a fifth of max_tokens, keep half a group. What an objective remembers comes from this pool too.
+right lengths, buffer a fifth of max_tokens, keep half a group. What an objective remembers comes from this pool too. A
+pool holds its prompts as tokens: with --model the budgets that they state are read, and no target is made up.
 `cli.py` registers `preview_command`.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +25,9 @@ import typer
 from recipes.options import JsonOption, PoolArgument
 
 if TYPE_CHECKING:
-    from long2short.length_objectives import GroupLengths
+    from transformers import PreTrainedTokenizerBase
+
+    from long2short.length_objectives import GroupLengths, LengthObjective
     from long2short.length_preview import Preview
     from long2short.length_reward import TokenCount
     from recipes.length_keys import Length
@@ -51,7 +55,10 @@ def preview_command(
     scope: Annotated[
         str, typer.Option("--scope", help="Which tokens count: total, think or answer. The last two need --model.")
     ] = "total",
-    model: Annotated[str | None, typer.Option("--model", help="The model of the pool, for its tokenizer.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="The model of the pool: its tokenizer reads thoughts and stated budgets."),
+    ] = None,
     verifier: Annotated[
         str | None, typer.Option("--verifier", metavar="VERSION", help="Whose verdicts  [the one that judged last]")
     ] = None,
@@ -65,12 +72,16 @@ def preview_command(
     keys = [read_keys(name, weight, settings or ()) for name in checked_names(objectives or ())]
     refuse_unread(keys, settings or ())
     folder = pool_folder(pool)
-    found = preview_pool(folder, keys, scope_of(scope, model), verifier, reward_accuracy, reward_format)
+    tokenizer = tokenizer_of(scope, model)
+    found = preview_pool(
+        folder, keys, scope_of(scope, tokenizer), verifier, reward_accuracy, reward_format, tokenizer=tokenizer
+    )
     value: dict[str, Any] = {
         "pool": str(folder),
         "groups": len(found.groups),
         "samples": sum(len(group.lengths) for group in found.groups),
         "objectives": [{**row.to_json(), "keys": found.keys[row.objective]} for row in found.rows],
+        "notes": found.notes,
     }
     if out is not None:
         from long2short.length_preview import plot
@@ -137,22 +148,29 @@ def _parsed(settings: Sequence[str]) -> Iterator[tuple[str, Any]]:
         yield key.strip(), parse_value(value, f"--set {text[:60]}")
 
 
-def scope_of(scope: str, model: str | None) -> TokenCount:
-    """Which tokens count; ValueError for an unknown word, or one that needs the model's tokenizer."""
+def tokenizer_of(scope: str, model: str | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of --model. ValueError for a folder that is no model, a scope that is unknown or needs one."""
     from recipes.direct import check_model
 
     if scope not in ("total", "think", "answer"):
         raise ValueError(f"--scope must be total, think or answer, not {scope[:40]!r}")
     if scope != "total" and model is None:
         raise ValueError(f"--scope {scope}: give --model, whose tokenizer finds the end of the thought")
-    name = None if model is None else check_model(model)
-    from long2short.length_reward import AnswerTokens, ThinkTokens, total_tokens
-
-    if scope == "total" or name is None:
-        return total_tokens
+    if model is None:
+        return None
+    name = check_model(model)
     from rl.policy import load_tokenizer
 
-    return (ThinkTokens if scope == "think" else AnswerTokens)(load_tokenizer(name))
+    return load_tokenizer(name)
+
+
+def scope_of(scope: str, tokenizer: PreTrainedTokenizerBase | None) -> TokenCount:
+    """Which tokens count."""
+    from long2short.length_reward import AnswerTokens, ThinkTokens, total_tokens
+
+    if scope == "total" or tokenizer is None:
+        return total_tokens
+    return (ThinkTokens if scope == "think" else AnswerTokens)(tokenizer)
 
 
 # --- the preview of a pool --------------------------------------------------------------------------------------------
@@ -160,12 +178,14 @@ def scope_of(scope: str, model: str | None) -> TokenCount:
 
 @dataclass(slots=True)
 class Previewed:
-    """What `preview_pool` found: a row an objective, the values behind it, and the keys that it was made with."""
+    """What `preview_pool` found: a row an objective, the values behind it, the keys that it was made with; and notes on
+    what was assumed or left out."""
 
     groups: list[GroupLengths]
     rows: list[Preview] = field(default_factory=list)
     values: dict[str, list[list[float]]] = field(default_factory=dict)
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def preview_pool(
@@ -175,8 +195,10 @@ def preview_pool(
     verifier: str | None = None,
     reward_accuracy: float | None = None,
     reward_format: float = 0.1,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Previewed:
-    """Every objective of `keys` on a pool. ValueError for a pool without verdicts and for keys that are refused."""
+    """Every objective of `keys` on a pool; `tokenizer` reads its prompts. ValueError for a pool without verdicts, for
+    keys that are refused, and where no objective is left."""
     from long2short.length_catalog import CATALOG
     from long2short.length_preview import kept_values, preview, preview_filter
     from long2short.length_reward import lengths_of
@@ -184,7 +206,7 @@ def preview_pool(
     from rl.pool import Pool
 
     pool = Pool.open(folder)
-    groups = _groups(pool, verifier)
+    groups = _groups(pool, verifier, tokenizer)
     seen = [one for one in (lengths_of(group, 1, scope) for group in groups) if one is not None]
     if not seen:
         raise ValueError(f"{folder} holds no sample with a verdict: fill or judge it first (reason sample, rescore)")
@@ -192,28 +214,61 @@ def preview_pool(
     for raw in keys:
         checked, filled = _filled(raw, seen, pool.address.max_tokens)
         name = checked.objective
-        found.keys[name] = filled
         if name == GFPO:
             assert checked.keep is not None
+            found.keys[name] = filled
             found.values[name] = [kept_values(one, checked.keep, checked.prefer == "efficient") for one in seen]
             found.rows.append(preview_filter(name, seen, found.values[name]))
             continue
-        valued = _valued(checked, seen, pool.address.max_tokens)
+        try:
+            valued = _valued(checked, seen, pool.address.max_tokens)
+        except ValueError as error:  # a budget that is to be read in the prompts, and is not there
+            found.notes.append(f"{name} is left out: {error}")
+            continue
+        found.keys[name] = filled
         accuracy = CATALOG[name].reward_accuracy if reward_accuracy is None else reward_accuracy
         found.values[name] = [valued.value(group) for group in valued.groups]
         assert checked.weight is not None
         found.rows.append(
             preview(
-                name, valued.groups, found.values[name], checked.weight, valued.bound, again=valued.value,
-                reward_accuracy=accuracy, reward_format=reward_format,
+                name, valued.groups, found.values[name], checked.weight, valued.objective.bound(),
+                weak_bound=valued.objective.weak_bound(), again=valued.value, reward_accuracy=accuracy,
+                reward_format=reward_format,
             )
         )  # fmt: skip
+    if not found.rows:
+        raise ValueError("; ".join(found.notes))
+    found.notes += _assumed(found, keys, reward_accuracy is None, tokenizer is None)
     return found
 
 
-def _groups(pool: Pool, verifier: str | None) -> list[RolloutGroup]:
-    """The judged samples of a pool as groups, without their problems: lengths and verdicts are all that is read."""
-    from rl.types import Problem, Rollout, RolloutGroup
+def _assumed(found: Previewed, keys: Sequence[Mapping[str, Any]], papers_accuracy: bool, unread: bool) -> Iterator[str]:
+    """What the rows take for granted that a stage may have otherwise."""
+    from long2short.length_catalog import reads_budget
+    from recipes.rl_keys import Grpo
+
+    default = Grpo.model_fields["reward_accuracy"].default
+    others: dict[float, list[str]] = {}
+    for row in found.rows:
+        if row.reward_accuracy is not None and row.reward_accuracy != default:
+            others.setdefault(row.reward_accuracy, []).append(row.objective)
+    for accuracy, names in others.items() if papers_accuracy else ():
+        yield (
+            f"{', '.join(names)}: with reward_accuracy {accuracy:g}, the paper's; a stage that does not say has "
+            f"{default:g}: write reward_accuracy: {accuracy:g} beside length, or preview with --reward-accuracy "
+            f"{default:g}"
+        )
+    given = {str(raw["objective"]) for raw in keys if "target" in raw}
+    made = [name for name, used in found.keys.items() if reads_budget(name) and "target" in used and name not in given]
+    if made:
+        where = "reads the budget that the prompt states, as preview does with --model" if unread else "is refused here"
+        stated = "" if unread else "no prompt states a budget, so "
+        yield f"{', '.join(made)}: {stated}target is the median of the right lengths; a stage without target {where}"
+
+
+def _groups(pool: Pool, verifier: str | None, tokenizer: PreTrainedTokenizerBase | None) -> list[RolloutGroup]:
+    """The judged samples of a pool as groups. The question of each is the whole prompt, as far as it can be read."""
+    from rl.types import Problem, Rollout, RolloutGroup, TextPart
 
     known = pool.verifiers()
     if not known or verifier not in (None, *known):
@@ -222,21 +277,22 @@ def _groups(pool: Pool, verifier: str | None) -> list[RolloutGroup]:
             f"{', '.join(known) or 'none'}. Judge it: reason rescore"
         )
     verdicts = pool.verdicts(verifier or known[-1])
-    rollouts: dict[str, list[tuple[int, Rollout]]] = {}
-    for problem, sample, completion in pool.samples():
-        rollouts.setdefault(problem, []).append((sample, Rollout(completion, verdicts[problem, sample])))
-    return [
-        RolloutGroup(
-            Problem(name, (), ""), (), tuple(rollout for _, rollout in sorted(found, key=lambda pair: pair[0]))
-        )
-        for name, found in sorted(rollouts.items())
-    ]
+    groups = []
+    for name, rows in groupby(pool.in_order(), key=lambda row: row[0][0]):
+        samples = list(rows)
+        _, prompt_ids, _ = samples[0]
+        text = "" if tokenizer is None else str(tokenizer.decode(list(prompt_ids)))
+        rollouts = tuple(Rollout(completion, verdicts[key]) for key, _, completion in samples)
+        groups.append(RolloutGroup(Problem(name, (TextPart(text),), ""), prompt_ids, rollouts))
+    return groups
 
 
 def _filled(raw: Mapping[str, Any], seen: Sequence[GroupLengths], max_tokens: int) -> tuple[Length, dict[str, Any]]:
     """The checked keys, with what is missing taken from the pool; and the keys as they are shown."""
     from pydantic import ValidationError
 
+    from long2short.length_catalog import reads_budget
+    from long2short.length_limits import stated_budget
     from recipes.length_keys import Length, reads
 
     lengths = [length for one in seen for length in one.right_lengths] or [n for one in seen for n in one.lengths]
@@ -245,8 +301,10 @@ def _filled(raw: Mapping[str, Any], seen: Sequence[GroupLengths], max_tokens: in
         "target": middle,
         "limits": [[1, middle]],
         "buffer": max(1, max_tokens // 5),
-        "keep": max(1, min(len(one.lengths) for one in seen) // 2),
+        "keep": max(2, min(len(one.lengths) for one in seen) // 2),
     }
+    if reads_budget(raw["objective"]) and any(stated_budget(one.prompt) for one in seen):
+        del from_pool["target"]
     filled = {key: value for key, value in from_pool.items() if key in reads(raw["objective"])} | dict(raw)
     try:
         checked = Length.model_validate_json(json.dumps(filled))
@@ -255,16 +313,19 @@ def _filled(raw: Mapping[str, Any], seen: Sequence[GroupLengths], max_tokens: in
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"] if not where else f"{where}: {first['msg']}, not {str(first['input'])[:40]}"
         raise ValueError(f"--objective {raw['objective']}: {message}") from None
+    group_size = max(2, *(len(one.lengths) for one in seen))  # as a stage has at the least
+    if wrong := [*checked.problems_with_limit(max_tokens), *checked.problems_with_stage(0, group_size)]:
+        raise ValueError(f"--objective {raw['objective']}: {'; '.join(f'{key}: {message}' for key, message in wrong)}")
     return checked, {key: value for key, value in filled.items() if key not in ("objective", "weight")}
 
 
 @dataclass(frozen=True, slots=True)
 class _Valued:
-    """One objective on the groups: they with their references, the function of one group, the weight's bound."""
+    """One objective on the groups: they with their references, and the function of one group with its gates."""
 
+    objective: LengthObjective
     groups: list[GroupLengths]
     value: Callable[[GroupLengths], list[float]]
-    bound: float | None
 
 
 def _valued(checked: Length, seen: Sequence[GroupLengths], max_tokens: int) -> _Valued:
@@ -281,7 +342,7 @@ def _valued(checked: Length, seen: Sequence[GroupLengths], max_tokens: int) -> _
     def value(group: GroupLengths) -> list[float]:
         return chosen.objective(group) if all(gate(group) for gate in gates) else [0.0] * len(group.lengths)
 
-    return _Valued(groups, value, chosen.objective.bound())
+    return _Valued(chosen.objective, groups, value)
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -322,6 +383,7 @@ def preview_text(value: Mapping[str, Any], found: Previewed) -> str:
         "",
         "right, wrong: mean value. rank: of value and length among the right answers of a group. signal: groups with a "
         "gradient, by accuracy alone and with the length reward.",
+        *(f"\n{note}" for note in found.notes),
     ]
     for name, hits in traps.items():
         lines += ["", f"trap: {name}"]

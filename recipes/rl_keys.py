@@ -250,7 +250,9 @@ class Grpo(PolicyKeys):
                 "a wrong answer could be worth as much as a right one",
             )
         elif self.length is not None:
-            yield from self.length.problems_with_weight(margin - language, bool(language), self.advantage)
+            yield from self.length.problems_with_weight(
+                self.reward_accuracy, self.reward_format, language, self.advantage
+            )
         if self.length is not None and self.length.warmup_steps >= self.steps:
             yield (
                 "length.warmup_steps",
@@ -282,14 +284,15 @@ class Collapse(Keys):
     accuracy_floor: Share | None = None
     """Lowest accuracy of a window's batches, and of an evaluation."""
     accuracy_margin: Share | None = 0.2
-    """How far it may fall below that of the first window, or of the starting model's evaluation. Batches are not
-    compared where draw or dynamic_rounds choose problems by success."""
+    """How far it may fall below that of the first window, or of the starting model's evaluation, but never to less than
+    half of it. Batches are not compared where draw or dynamic_rounds choose problems by success."""
     empty_think: Share | None = 0.5
-    """Highest share of completions without a thought."""
+    """Highest share of completions without a thought. Neither this nor guess_rate is held against a model that writes
+    no think tags in the first window, under a template that opens none; a warning says so."""
     guess_rate: Share | None = 0.5
-    """Highest share of completions that answer after a thought of fewer than guess_tokens tokens."""
+    """Highest share of completions that end by themselves after a thought of fewer than guess_tokens tokens."""
     guess_tokens: Count = 8
-    """An answer after a shorter thought is a guess."""
+    """An answer after a shorter thought is a guess; so is a shorter completion that never closes its thought."""
     spread: Annotated[float, Field(ge=0)] | None = 1.0
     """Tokens between the longest and the shortest completion of a problem below which there is a warning."""
     entropy: Annotated[float, Field(ge=0)] | None = None

@@ -158,8 +158,17 @@ def model_rewards_of(stage: Grpo, context: StageContext) -> list[WeightedBatchRe
     return found
 
 
-def shape_of(stage: Grpo, tokenizer: PreTrainedTokenizerBase, reference: Sequence[RolloutGroup] = ()) -> Shape:
-    """The length reward of a stage, or none; what it remembers starts with the `reference` groups."""
+def shape_of(
+    stage: Grpo,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem] = (),
+    suffix: str = "",
+    reference: Sequence[RolloutGroup] = (),
+) -> Shape:
+    """The length reward of a stage, or none; what it remembers starts with the `reference` groups.
+
+    `problems` and `suffix` are what is asked. Errors: ValueError for one that lacks a budget which is to be read there.
+    """
     keys = stage.length
     if keys is None or keys.weight is None:
         return no_shaping
@@ -180,7 +189,9 @@ def shape_of(stage: Grpo, tokenizer: PreTrainedTokenizerBase, reference: Sequenc
         keys.accuracy_floor,
         chosen.memory,
         {"total": total_tokens, "think": ThinkTokens(tokenizer), "answer": AnswerTokens(tokenizer)}[keys.scope],
+        suffix,
     )
+    shape.require_budgets(problems)
     for group in reference:
         shape.lengths_of(group, 0)
     return shape
@@ -256,7 +267,7 @@ def run_rl(
         ),
         seed=context.seed,
         batch_rewards=model_rewards_of(stage, context),
-        shape=shape_of(stage, tokenizer, reference_groups(context)),
+        shape=shape_of(stage, tokenizer, train_problems, suffix, reference_groups(context)),
         suffix=suffix,
     )  # fmt: skip
 

@@ -5,9 +5,11 @@ policy that was pushed past the length it needs is paid to go on: accuracy falls
 Kimi k1.5 (2501.12599, section 2.4) does not say how that is noticed; the signals and their limits are ours:
 
     accuracy      mean accuracy of the window's batches under `accuracy_floor`, or `accuracy_margin` under that of the
-                  first window; the same for the accuracy of an evaluation against that of the starting model
+                  first window, or under half of that, which comes first for a weak start; the same for the accuracy of
+                  an evaluation against that of the starting model
     empty_think   share of completions that close a thought with nothing in it, or have none
-    guess_rate    share of completions that answer after a thought of fewer than `guess_tokens` tokens
+    guess_rate    share of completions that answer after a thought of fewer than `guess_tokens` tokens, or end before
+                  that many without having closed it
     spread        tokens between the longest and the shortest completion of a group: near 0 a length reward has nothing
                   to choose from, or multiplies a difference of one token
     entropy       mean of −log p of the sampled tokens, nats: an estimate of the policy's entropy
@@ -15,6 +17,10 @@ Kimi k1.5 (2501.12599, section 2.4) does not say how that is noticed; the signal
 The first three are alarms: they stop the run where `stop` says so. The others are warnings. A figure is averaged over
 the last `window` steps and says nothing before there are so many; each signal is reported once. A step's figures are
 those of its rollouts, so they describe the policy before the step's update, and an alarm comes before that update.
+
+A model that thinks without tags is not held to empty_think and guess_rate, which could only say that it has no thought:
+one of whose first window's completions fewer than a tenth hold a tag, under a template that opens none. A warning
+(`no_think_tags`) says so once. A model that gives its tags up later is held to both.
 
 Run it: any recipe with a `method: length_rl` stage; the keys are `collapse:`.
 """
@@ -27,6 +33,9 @@ from statistics import fmean
 
 from rl.prompts import THINK_CLOSE, THINK_OPEN
 from rl.types import FinishReason, RolloutGroup
+
+FEW_TAGGED = 0.1  # below this share of completions with a think tag in the first window, a model thinks without tags
+OF_THOUGHT = ("empty_think", "guess_rate")  # the signals that read think tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +58,12 @@ class CollapseLimits:
     def accuracy_limit(self, start: float | None) -> float | None:
         """The accuracy below which there is an alarm; `start` is what it was at first, None while that is unknown.
 
-        Example: floor .5, margin .2: start .9 -> .7, start .6 -> .5.
+        A start below the margin could lose everything without an alarm: half of the start is lost at the latest.
+        Example: floor .5, margin .2: start .9 -> .7, start .6 -> .5; without a floor: start .18 -> .09.
         """
-        relative = None if start is None or self.accuracy_margin is None else start - self.accuracy_margin
+        relative = (
+            None if start is None or self.accuracy_margin is None else max(start - self.accuracy_margin, start / 2)
+        )
         given = [limit for limit in (self.accuracy_floor, relative) if limit is not None]
         return max(given) if given else None
 
@@ -75,6 +87,10 @@ class ThoughtReader:
         thought = thought.strip().removeprefix(THINK_OPEN).strip()
         return self.count_tokens(thought) if thought else 0
 
+    def tagged(self, text: str) -> bool:
+        """Whether a think tag stands in the completion or opens it: whether it is a thought by the rules at all."""
+        return self.prefilled or THINK_OPEN in text or THINK_CLOSE in text
+
 
 @dataclass(frozen=True, slots=True)
 class StepHealth:
@@ -86,6 +102,7 @@ class StepHealth:
     spread: float  # tokens, mean over groups
     entropy: float  # nats per token, estimated from the sampled ones
     guess_accuracy: float | None = None  # of the guesses alone; None without guesses
+    tagged: float = 1.0  # share of completions with a think tag, the template's included
 
     def metrics(self) -> dict[str, float]:
         """What metrics.jsonl gets; accuracy and spread are there already."""
@@ -96,7 +113,8 @@ class StepHealth:
 def step_health(groups: Sequence[RolloutGroup], thought_tokens: ThoughtReader, guess_tokens: int = 8) -> StepHealth:
     """The figures of a step's judged groups, at least one.
 
-    A completion that ran into its limit inside the thought is neither empty nor a guess.
+    A completion that ran into its limit inside the thought is neither empty nor a guess. One that ended by itself
+    there is a guess if it is shorter than `guess_tokens` as a whole: it has nothing else that could be a thought.
     Example: completions "a</think>4" (right) and "</think>7" (wrong) of one problem, a token a character and a tag:
     accuracy .5, empty_think .5, guess_rate 1 with guess_tokens 8, guess_accuracy .5.
     """
@@ -105,7 +123,8 @@ def step_health(groups: Sequence[RolloutGroup], thought_tokens: ThoughtReader, g
     thoughts = [thought_tokens(rollout.completion.text) for rollout in rollouts]
     empty = [length == 0 for length in thoughts]
     guessed = [
-        length is not None and length < guess_tokens and rollout.completion.finish_reason is FinishReason.STOP
+        (rollout.num_tokens if length is None else length) < guess_tokens
+        and rollout.completion.finish_reason is FinishReason.STOP
         for length, rollout in zip(thoughts, rollouts, strict=True)
     ]
     guesses = [rollout for rollout, is_guess in zip(rollouts, guessed, strict=True) if is_guess]
@@ -118,6 +137,7 @@ def step_health(groups: Sequence[RolloutGroup], thought_tokens: ThoughtReader, g
         spread=fmean(max(group.num_tokens) - min(group.num_tokens) for group in groups),
         entropy=-fmean(logprobs),
         guess_accuracy=fmean(judged) if judged else None,
+        tagged=fmean(thought_tokens.tagged(rollout.completion.text) for rollout in rollouts),
     )
 
 
@@ -197,11 +217,17 @@ class CollapseMonitor:
         self.alarms: list[Alarm] = []
         self._window: list[StepHealth] = []
         self._first: list[float] = []  # accuracies of the first window
+        self._tagged: list[float] = []  # shares of completions with a think tag, of the first window
 
     @property
     def start_accuracy(self) -> float | None:
         """Mean accuracy of the first `window` steps; None until they are over."""
         return fmean(self._first) if len(self._first) == self.limits.window else None
+
+    @property
+    def untagged(self) -> bool:
+        """Whether the model thinks without tags, as far as the first window has shown it."""
+        return bool(self._tagged) and fmean(self._tagged) < FEW_TAGGED
 
     @property
     def stopped(self) -> Alarm | None:
@@ -211,7 +237,7 @@ class CollapseMonitor:
     @property
     def healthy(self) -> bool:
         """Whether the newest step, taken by itself, is within the limits of all alarms: its model may be kept."""
-        return not self._last_crosses("accuracy", "empty_think", "guess_rate")
+        return not self._last_crosses("accuracy", *OF_THOUGHT)
 
     def read(self, step: int, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """Look at a step's rollouts, before its update; returns figures for the log, without groups none."""
@@ -226,10 +252,13 @@ class CollapseMonitor:
         size = self.limits.window
         if health.accuracy is not None and len(self._first) < size:
             self._first.append(health.accuracy)
+        if len(self._tagged) < size:
+            self._tagged.append(health.tagged)
         self._window = [*self._window, health][-size:]
         if len(self._window) < size:
             return
-        for signal in SIGNALS:
+        self._warn_of_no_tags(step)
+        for signal in self._watched():
             if crossed := signal.crossed(self._window, self.limits, self.start_accuracy):
                 value, limit = crossed
                 says = signal.says.format(value=value, limit=limit)
@@ -243,7 +272,7 @@ class CollapseMonitor:
         """
         limit = self.limits.accuracy_limit(start)
         if limit is None or accuracy >= limit:
-            return not (self.stop and self._last_crosses("empty_think", "guess_rate"))
+            return not (self.stop and self._last_crosses(*OF_THOUGHT))
         says = f"accuracy on dev problems {accuracy:.2f} is below {limit:.2f}"
         self._add(Alarm(step, "dev_accuracy", accuracy, limit, says))
         return not self.stop
@@ -253,6 +282,7 @@ class CollapseMonitor:
         return {
             "window": [asdict(health) for health in self._window],
             "first": self._first,
+            "tagged": self._tagged,
             "alarms": [asdict(alarm) for alarm in self.alarms],
         }
 
@@ -260,14 +290,29 @@ class CollapseMonitor:
         """Go on from what `as_json` gave."""
         self._window = [StepHealth(**health) for health in state["window"]]
         self._first = list(state["first"])
+        self._tagged = list(state.get("tagged", [1.0] * self.limits.window))  # a checkpoint of before: held to all
         self.alarms = [Alarm(**alarm) for alarm in state["alarms"]]
 
+    def _watched(self) -> list[Signal]:
+        """The signals that this model is held to."""
+        return [signal for signal in SIGNALS if not (self.untagged and signal.name in OF_THOUGHT)]
+
+    def _warn_of_no_tags(self, step: int) -> None:
+        """Say once that the signals of the thought are not watched, if they would have been."""
+        if self.untagged and (self.limits.empty_think, self.limits.guess_rate) != (None, None):
+            share = fmean(self._tagged)
+            says = (
+                f"{share:.0%} of the first completions hold a think tag (fewer than {FEW_TAGGED:.0%}): empty_think and "
+                "guess_rate are not watched; give the model a template that opens <think>, or set both to null"
+            )
+            self._add(Alarm(step, "no_think_tags", share, FEW_TAGGED, says, serious=False))
+
     def _last_crosses(self, *names: str) -> bool:
-        """Whether one of these signals is over the line in the newest step alone."""
+        """Whether one of these signals is over the line in the newest step alone. Inside the first window the start is
+        what there is of it, so that a model which lost its accuracy at once does not pass for well."""
+        start = fmean(self._first) if self._first else None
         return any(
-            signal.crossed(self._window[-1:], self.limits, self.start_accuracy)
-            for signal in SIGNALS
-            if signal.name in names
+            signal.crossed(self._window[-1:], self.limits, start) for signal in self._watched() if signal.name in names
         )
 
     def _add(self, alarm: Alarm) -> None:

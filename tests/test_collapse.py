@@ -12,15 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from long2short.length_objectives import Kimi
+from long2short.length_reward import LengthReward, MinSpread
 from rl.advantages import StdNormalized, mean_baseline
 from rl.collapse import CollapseLimits, CollapseMonitor, StepHealth, ThoughtReader, step_health
 from rl.faults import FaultRaised, reset_faults
 from rl.learner import OptimSettings
+from rl.rewards import WeightedReward, accuracy_reward
 from rl.run_state import PreferBrief
 from rl.types import Completion, FinishReason, JudgeFailure, Outcome, Problem, Rollout, RolloutGroup, TextPart, Verdict
 
 MODELS = Path(__file__).resolve().parents[1] / "recipes" / "models"
 PREFILLED = ThoughtReader(prefilled=True)
+UNTAGGED = ThoughtReader(prefilled=False)
 HEALTHY = StepHealth(0.9, 0.0, 0.05, 12.0, 0.2)
 
 
@@ -50,7 +54,7 @@ def test_the_thought_is_read_as_the_template_has_it():
     assert PREFILLED("</think>2") == 0
     assert PREFILLED(" \n</think>2") == 0
     assert PREFILLED("1+1=2") is None
-    plain = ThoughtReader(prefilled=False)
+    plain = UNTAGGED
     assert plain("2") == 0
     assert plain("<think>1+1") is None
     assert plain("<think>1+1</think>2") == 3
@@ -61,6 +65,17 @@ def test_the_figures_of_a_step_by_hand():
     health = step_health([group(rollout("a</think>4", True), rollout("</think>7", False))], PREFILLED)
     assert health == StepHealth(0.5, 0.5, 1.0, 1.0, 0.5, 0.5)
     assert health.metrics() == {"empty_think": 0.5, "guess_rate": 1.0, "sampled_entropy": 0.5, "guess_accuracy": 0.5}
+
+
+def test_what_ends_early_without_closing_its_thought_is_a_guess():
+    short, longer = rollout("12", True), rollout("12345678", False)  # 3 tokens and 9, the last of each the EOS
+    health = step_health([group(short, longer)], PREFILLED)
+    assert (health.empty_think, health.guess_rate, health.guess_accuracy) == (0.0, 0.5, 1.0)
+    assert step_health([group(rollout("<think>12", False, tokens=4))], UNTAGGED).guess_rate == 1
+    watch = monitor(window=2)
+    for step in (1, 2):
+        watch.read(step, [group(short, rollout("7", False))])
+    assert [alarm.signal for alarm in watch.alarms] == ["guess_rate"]
 
 
 def test_an_unfinished_thought_is_no_guess_and_an_undecided_one_no_verdict():
@@ -76,6 +91,24 @@ def test_a_floor_and_a_margin_give_the_higher_limit():
     assert limits.accuracy_limit(0.6) == 0.5
     assert limits.accuracy_limit(None) == 0.5
     assert CollapseLimits(accuracy_margin=None).accuracy_limit(0.9) is None
+    assert CollapseLimits().accuracy_limit(0.4) == pytest.approx(0.2)
+    assert CollapseLimits().accuracy_limit(0.18) == 0.09 and CollapseLimits().accuracy_limit(0.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "first"), [([0.18] * 5 + [0.0] * 5, 8), ([0.5, 0.27, 0.44] + [0.0] * 9, 7)], ids=["weak", "early"]
+)
+def test_a_weak_start_that_loses_everything_is_an_alarm(accuracies, first):
+    assert fed(monitor(), [replace(HEALTHY, accuracy=one) for one in accuracies]) == [(first, "accuracy")]
+    assert fed(monitor(), [replace(HEALTHY, accuracy=0.0)] * 12) == []  # it has nothing to lose
+
+
+def test_a_model_that_lost_its_accuracy_inside_the_first_window_is_not_well():
+    watch = monitor()
+    for step, accuracy in enumerate([0.5, 0.27, 0.44, 0.0], 1):
+        watch.observe(step, replace(HEALTHY, accuracy=accuracy))
+        assert watch.healthy == (accuracy > 0)
+    assert watch.alarms == []
 
 
 SIGNALS = {
@@ -123,6 +156,50 @@ def test_warn_reports_and_never_stops():
     assert watch.stopped is None
 
 
+# --- a model without think tags ---------------------------------------------------------------------------------------
+
+
+def test_a_model_that_never_had_tags_is_not_held_to_its_thoughts():
+    watch = CollapseMonitor(CollapseLimits(), UNTAGGED)
+    answers = [group(rollout("1+1 is 2, so 2", True), rollout("2", True))]
+    for step in range(1, 9):
+        watch.read(step, answers)
+        assert watch.healthy and watch.observe_dev(step, 0.9, 0.9)
+    assert watch.stopped is None
+    (alarm,) = watch.alarms
+    assert (alarm.step, alarm.signal, alarm.serious) == (5, "no_think_tags", False)
+    assert str(alarm).startswith(
+        "step 5: 0% of the first completions hold a think tag (fewer than 10%): empty_think an"
+    )
+    other = CollapseMonitor(CollapseLimits(empty_think=None, guess_rate=None), UNTAGGED)
+    for step in range(1, 9):
+        other.read(step, answers)
+    assert other.alarms == []  # nothing is lost that would have been watched
+    failing = [replace(HEALTHY, accuracy=0.9, tagged=0.0)] * 5 + [replace(HEALTHY, accuracy=0.0, tagged=0.0)] * 5
+    assert fed(monitor(), failing) == [(5, "no_think_tags"), (7, "accuracy")]  # the others still are
+
+
+@pytest.mark.parametrize("reader", [PREFILLED, UNTAGGED], ids=["prefilled", "plain"])
+def test_a_planted_empty_thought_is_an_alarm_from_the_first_window_on(reader):
+    watch = CollapseMonitor(CollapseLimits(), reader)
+    for step in range(1, 6):
+        watch.read(step, [group(rollout("</think>2", True), rollout("</think>12", False))])
+        assert not watch.healthy
+    assert [(alarm.step, alarm.signal) for alarm in watch.alarms[:2]] == [(5, "empty_think"), (5, "guess_rate")]
+    assert watch.stopped is not None
+
+
+def test_a_model_that_gives_its_tags_up_is_held_to_its_thoughts():
+    watch = CollapseMonitor(CollapseLimits(window=3, spread=None), UNTAGGED)
+    thought, none = group(rollout("<think>1+1 is 2 is 2</think>2", True)), group(rollout("2", True))
+    assert (UNTAGGED.tagged("2"), UNTAGGED.tagged("<think>2"), PREFILLED.tagged("2")) == (False, True, True)
+    for step in range(1, 9):
+        watch.read(step, [thought] if step <= 3 else [none])
+    assert [(alarm.step, alarm.signal) for alarm in watch.alarms] == [(5, "empty_think"), (5, "guess_rate")]
+
+
+# --- a healthy run ----------------------------------------------------------------------------------------------------
+
 # The 60 steps of `brief` of the tiny recipe (86 to 44 tokens): accuracy, empty thoughts, guesses, spread, entropy.
 BRIEF = [
     (0.98, 0.000, 0.000, 34.4, 0.015), (0.93, 0.004, 0.004, 33.6, 0.015), (0.95, 0.000, 0.000, 41.1, 0.016),
@@ -154,12 +231,21 @@ def test_a_healthy_squeeze_raises_no_alarm():
     assert watch.healthy
 
 
-@given(st.lists(st.tuples(*(st.floats(0, 1) for _ in range(3)), st.floats(0, 20), st.floats(0, 2)), max_size=25))
-def test_its_state_survives_json_at_any_step(steps):
-    figures = [StepHealth(*step) for step in steps]
+shares = st.floats(0, 1)
+steps_of_a_run = st.lists(
+    st.builds(
+        StepHealth, st.none() | shares, shares, shares, st.floats(0, 20), st.floats(0, 2), st.none() | shares,
+        tagged=st.sampled_from([0.0, 0.05, 0.2, 1.0]),
+    ),
+    max_size=25,
+)  # fmt: skip
+
+
+@given(steps_of_a_run)
+def test_its_state_survives_json_at_any_step(figures):
     whole = monitor(window=3, entropy=0.1)
     fed(whole, figures)
-    for cut in (0, len(figures) // 2, len(figures)):
+    for cut in range(len(figures) + 1):
         first, second = monitor(window=3, entropy=0.1), monitor(window=3, entropy=0.1)
         fed(first, figures[:cut])
         second.restore(json.loads(json.dumps(first.as_json())))
@@ -172,16 +258,17 @@ def test_its_state_survives_json_at_any_step(steps):
 NEED = 30  # tokens below which every answer is wrong
 
 
-def squeezed(rule, weight, min_spread=1, steps=40):
+def squeezed(rule, weight, gates=(), steps=40):
     """A scripted policy under Kimi's length reward, step by step: lengths from a normal distribution, so narrow that
     those of a problem differ by a token or two, whose mean is trained by the policy gradient."""
     rng, mean, sigma, speed = random.Random(0), 46.0, 0.5, 1.5
-    for _ in range(steps):
+    shape = LengthReward(Kimi(), weight, gates=gates)
+    for number in range(1, steps + 1):
         drawn = [[max(2, round(rng.gauss(mean, sigma))) for _ in range(8)] for _ in range(8)]
         step = [
             group(*(rollout("x" * (n - 2) + "</think>4", n >= NEED, tokens=n) for n in lengths)) for lengths in drawn
         ]
-        step = [rewarded(one, weight, min_spread) for one in step]
+        step = shape([one.with_rewards([float(right) for right in one.right]) for one in step], number)
         yield step
         advantages = rule([one.rollouts for one in step])
         slopes = [
@@ -190,15 +277,6 @@ def squeezed(rule, weight, min_spread=1, steps=40):
             for n, advantage in zip(one.num_tokens, row, strict=True)
         ]
         mean = max(2.0, mean + speed * fmean(slopes))
-
-
-def rewarded(one, weight, min_spread):
-    """Accuracy and weight x Kimi's length reward."""
-    shortest, longest = min(one.num_tokens), max(one.num_tokens)
-    spread = longest - shortest
-    values = [0.5 - (n - shortest) / spread if spread >= min_spread else 0.0 for n in one.num_tokens]
-    kimi = [value if right else min(0.0, value) for value, right in zip(values, one.right, strict=True)]
-    return one.with_rewards([right + weight * value for value, right in zip(kimi, one.right, strict=True)])
 
 
 def test_the_scripted_collapse_is_seen_while_there_is_still_a_model_to_save():
@@ -214,14 +292,20 @@ def test_the_scripted_collapse_is_seen_while_there_is_still_a_model_to_save():
     assert {"empty_think", "guess_rate"} <= {alarm.signal for alarm in watch.alarms}
 
 
+# Tokens after 80 steps: with r - mean it shortens to what is needed; a spread that is too small is not paid at all.
 @pytest.mark.parametrize(
-    ("rule", "weight", "min_spread"), [(mean_baseline, 0.3, 1), (StdNormalized(), 1.0, 4)], ids=["mean", "min-spread"]
+    ("rule", "weight", "gates", "tokens"),
+    [(mean_baseline, 0.3, (), NEED), (StdNormalized(), 1.0, (MinSpread(4),), 46)],
+    ids=["mean", "min-spread"],
 )
-def test_with_the_guards_of_the_house_it_does_not_collapse_and_nothing_stops(rule, weight, min_spread):
-    watch = monitor()
-    for step, groups in enumerate(squeezed(rule, weight, min_spread, steps=80), 1):
+def test_with_the_guards_of_the_house_it_stays_right_and_nothing_stops(rule, weight, gates, tokens):
+    watch, last = monitor(), []
+    for step, groups in enumerate(squeezed(rule, weight, gates, steps=80), 1):
         watch.read(step, groups)
+        last = groups
     assert watch.stopped is None
+    assert fmean(n for one in last for n in one.num_tokens) == pytest.approx(tokens, abs=1)
+    assert fmean(right for one in last for right in one.right) > 0.85
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------
@@ -257,7 +341,6 @@ def longer(rollout):
 
 def squeeze(train_rl, model_folder, folder, *, version=4, steps=14, watch=None, **changes):
     from rl.policy import load_tokenizer
-    from rl.rewards import WeightedReward
 
     tokenizer = load_tokenizer(model_folder)
     # The untrained model gets nothing right and ends its thoughts at random: only empty thoughts are watched.
@@ -320,19 +403,17 @@ def test_interrupted_at_any_step_it_stops_at_the_same_one(
     assert all(torch.equal(cut[2][name], whole[2][name]) for name in whole[2])
 
 
-def kimi_shape(groups, step):
-    return [rewarded(one, 1.0, 1) for one in groups]
-
-
-def test_a_trained_collapse_is_stopped_and_the_model_from_before_is_handed_on(train_rl, tmp_path):
+@pytest.mark.parametrize(("window", "last"), [(3, 8), (5, 8)])
+def test_a_trained_collapse_is_stopped_and_the_model_from_before_is_handed_on(train_rl, tmp_path, window, last):
     """The shipped short model knows one length a problem. A length reward of weight 1, divided by the group's deviation
     and with a learning rate that is too high: accuracy 0.5, 0.27, 0.44, 0 in four steps, 6 tokens in sixteen."""
-    watch = CollapseMonitor(CollapseLimits(window=3), PREFILLED)
+    watch = CollapseMonitor(CollapseLimits(window=window), PREFILLED)
     train_rl(
         MODELS / "tiny-short", tmp_path, 12, per_step=6, group=8, max_tokens=64, train_problems=64, seed=0,
-        optim=OptimSettings(3e-3), advantage_rule=StdNormalized(), shape=kimi_shape, monitor=watch, save_every=1,
+        optim=OptimSettings(3e-3), advantage_rule=StdNormalized(), monitor=watch, save_every=1,
+        rewards=(WeightedReward("accuracy", accuracy_reward, 1.0),), shape=LengthReward(Kimi(), 1.0),
     )  # fmt: skip
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["stopped"] is not None and summary["steps"] < 12
+    assert summary["stopped"] is not None and summary["steps"] <= last
     assert summary["alarms"][0]["signal"] == "accuracy"
     assert summary["kept_step"] <= 2

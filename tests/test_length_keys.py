@@ -14,7 +14,7 @@ from recipes.console import PlainReport
 from recipes.length_keys import OF_GFPO, PARAMETERS, Length, ObjectiveName
 from recipes.loader import RecipeError
 from recipes.rl_stage import advantage_of, shape_of
-from recipes.runner import run_recipe
+from recipes.runner import StageFailed, run_recipe
 from recipes.schema import load_recipe
 from recipes.stages import METHODS
 from rl.advantages import mean_baseline
@@ -110,6 +110,16 @@ REFUSED = [
     ("objective: soft-overlong, weight: 0.1, buffer: 24", "", r"length.buffer: 24 is not below max_tokens \(24\)"),
     ("objective: dast, weight: 1.2", "", r"length.weight: must be below 1.25 x \(reward_accuracy - reward_"),
     ("weight: 0.1, target_accuracy: 0.9", "", "length.max_weight: required key is missing"),
+    ("objective: lcpo-max, weight: 1.1", "", "length.weight: must be at most 1 x reward_accuracy = 1, not 1.1"),
+    ("objective: toggle, weight: 0.5, max_weight: 1.5, target_accuracy: 0.9", "", "length.max_weight: must be at most"),
+    ("objective: thinkprune, weight: 0.7, limits: [[1, 9]]", "reward_accuracy: 0.6", "length.weight: must be at most"),
+    ("objective: laser, weight: 0.5, target: 9", "reward_language: {weight: 1.0}",
+     r"reward_language.weight: 1 is not below reward_accuracy - reward_format = 0.9: a wrong answer in the right"),
+    ("objective: laser, weight: 0.5, target: 9", "reward_language: {weight: 0.5}\nreward_format: 0.5",
+     r"reward_language.weight: 0.5 is not below reward_accuracy - reward_format = 0.5"),
+    ("objective: kimi, weight: 0.1", "reward_language: {weight: 1.0}", r"reward_language.weight: 1 is not below"),
+    ("objective: kimi, weight: 0.9", "reward_language: {weight: 0.5}",
+     r"length.weight: must be below 2 x \(reward_accuracy - reward_format - reward_language.weight\) = 0.8, not 0.9"),
     ("weight: 0.1, max_weight: 0.9", "", "length.max_weight: steers the weight towards a target"),
     ("weight: 0.1, max_weight: 1.9, target_accuracy: 0.9", "", "length.max_weight: must be below 2 x"),
     ("weight: 0.5, max_weight: 0.4, target_accuracy: 0.9", "", r"length.weight: 0.5 is above max_weight \(0.4\)"),
@@ -130,11 +140,46 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, tiny_model_folder, lengt
         recipe_of(tmp_path, tiny_model_folder, length, more)
 
 
+@pytest.mark.parametrize(
+    "length",
+    [
+        "objective: lcpo-max, weight: 1.0", "objective: lcpo-max-code, weight: 1.0", "objective: toggle, weight: 1.0",
+        "objective: thinkprune, weight: 1.0, limits: [[1, 20]]", "objective: cosine, weight: 1.0",
+    ],
+)  # fmt: skip
+def test_the_papers_own_weights_of_the_rules_with_a_limit_are_taken(tmp_path, tiny_model_folder, length):
+    assert stage_of(tmp_path, tiny_model_folder, length).length.weight == 1
+
+
 @pytest.mark.parametrize("name", get_args(ObjectiveName))
 def test_every_objective_is_read(tmp_path, tiny_model_folder, name):
     weight = "keep: 2" if name == "gfpo" else "weight: 1.0e-4"
     keys = stage_of(tmp_path, tiny_model_folder, f"objective: {name}, {weight}{NEEDED.get(name, '')}").length
     assert isinstance(keys, Length) and keys.objective == name
+
+
+def lines_with(folder, model, suffix):
+    """The metrics of a stage of lcpo-exact in a recipe with this suffix."""
+    folder.mkdir()
+    path = folder / "stated.yaml"
+    text = RECIPE % (model, model, "objective: lcpo-exact, weight: 1.0e-3")
+    path.write_text(text.replace("levels: [2],", f'levels: [2], prompt_suffix: "{suffix}",'))
+    *_, result = run_recipe(load_recipe(path), root=folder / "runs", methods=METHODS, report=PlainReport())
+    return read_lines(result.folder / "metrics.jsonl")
+
+
+def test_a_budget_in_the_suffix_is_read_and_another_one_is_refused_before_anything_is_sampled(
+    tmp_path, tiny_model_folder
+):
+    lines = lines_with(tmp_path / "stated", tiny_model_folder, " Think for 12 tokens.")
+    assert len(lines) == 3 and all(-12 <= line["length_value"] < 0 for line in lines)
+    for name, suffix, message in (
+        ("none", "", r"length.target: not given, and problem \S+ states no budget: set length.target, or end its text"),
+        ("most", " Think for maximum 12 tokens.", 'states "Think for maximum 12 tokens.", which lcpo-max reads: take'),
+    ):
+        with pytest.raises(StageFailed, match=message):
+            lines_with(tmp_path / name, tiny_model_folder, suffix)
+        assert not list((tmp_path / name).rglob("metrics.jsonl"))
 
 
 def test_a_stage_runs_with_a_memory_of_a_pool(tmp_path, tiny_model_folder):

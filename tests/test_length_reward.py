@@ -1,13 +1,15 @@
 """What stands around a length objective: scope, gates, warm-up, the steered weight, memory, and the resume of them."""
 
 import json
+import random
+from statistics import fmean
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from long2short.length_catalog import CATALOG, make
-from long2short.length_limits import LcpoExact, O1Pruner
+from long2short.length_limits import LcpoExact, LcpoMax, O1Pruner
 from long2short.length_memory import DifficultyTargets, FirstSeen, Memory, ShortestRight, Stated, mean_length
 from long2short.length_objectives import GroupLengths, Kimi
 from long2short.length_reward import (
@@ -100,9 +102,37 @@ def test_gates_are_per_group():
 
 
 def test_a_prompt_that_states_a_budget_is_held_to_it():
-    shape = LengthReward(LcpoExact(), 0.1, memory=Stated())
-    stated, silent = group([10, 20], [True, True], text="2+2 Think for 12 tokens."), group([10, 20], [True, True])
-    assert [one.rewards for one in shape([stated, silent], 1)] == [pytest.approx([0.8, 0.2]), [1, 1]]
+    shape = LengthReward(LcpoExact(), 0.1, memory=Stated(at_most=False))
+    stated = group([10, 20], [True, True], text="2+2 Think for 12 tokens.")
+    assert shape([stated], 1)[0].rewards == pytest.approx([0.8, 0.2])
+
+
+def test_a_budget_in_the_suffix_is_read():
+    shape = LengthReward(LcpoMax(), 1.0, memory=Stated(at_most=True), suffix=" Think for maximum 1,012 tokens.")
+    asked = group([12, 2012], [True, True], text="2+2 Think for maximum 5 tokens.")  # the last one counts
+    assert shape([asked], 1)[0].rewards == pytest.approx([0.8, 0.2])
+    shape.require_budgets([asked.problem])
+
+
+NO_BUDGET = [
+    (Stated(at_most=True), "", r'p states no budget: set length.target, or .* as " Think for maximum 512 tokens."'),
+    (Stated(at_most=False), "", 'as " Think for 512 tokens."'),
+    (Stated(at_most=False), "Think for maximum 9 tokens.", 'p states "Think for maximum 9 tokens.", which lcpo-max re'),
+    (Stated(at_most=True), "Think for 9 tokens.", 'p states "Think for 9 tokens.", which lcpo-exact reads'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("memory", "text", "message"), NO_BUDGET)
+def test_a_prompt_without_the_budget_that_is_read_there_is_refused(memory, text, message):
+    asked = group([10, 20], [True, True], text=text)
+    shape = LengthReward(LcpoMax() if memory.at_most else LcpoExact(), 1.0, memory=memory)
+    with pytest.raises(ValueError, match=message):
+        shape([asked], 1)
+    with pytest.raises(ValueError, match=message):
+        shape.require_budgets([asked.problem])
+    LengthReward(LcpoMax(9), 1.0).require_budgets([asked.problem])  # a target of its own
+    with pytest.raises(ValueError, match="problem p: there is no target; give one"):
+        LengthReward(shape.objective, 1.0)([asked], 1)
 
 
 def test_scopes_count_the_thought_or_the_answer(tiny_model_folder):
@@ -119,7 +149,7 @@ def test_scopes_count_the_thought_or_the_answer(tiny_model_folder):
     assert answer(closed) >= 1 and total_tokens(closed) == closed.num_tokens
     assert (think(whole), answer(whole)) == (whole.num_tokens, 0)
     seen = lengths_of(RolloutGroup(Problem("p", (), ""), (), (Rollout(closed, Verdict(Outcome.RIGHT)),)), 4, think)
-    assert seen == GroupLengths((thought,), (True,), (False,), "p", 4)
+    assert seen == GroupLengths((thought,), (True,), (False,), "p", 4) == GroupLengths((thought,), (True,), (), "p", 4)
 
 
 # --- the steered weight -----------------------------------------------------------------------------------------------
@@ -170,6 +200,66 @@ def test_the_weight_waits_for_the_warm_up():
     assert rollouts.metrics()["length_weight"] == 0.5  # of step 2 alone: step 1 was still warming up
 
 
+START, FREE, SLOPE, LAG = 0.92, 0.2, 0.2, 5  # of the policy below
+TARGET = 0.87
+
+
+def closed_loop(weight, steps, samples, every=0, rng=None):
+    """(weight, true accuracy) of each step of a policy under a steered weight: a pressure follows the weight with a lag
+    of five steps, and above `FREE` it costs accuracy. What the weight is told is drawn; without `rng` it is exact."""
+    pressure, history = 0.0, []
+    for step in range(1, steps + 1):
+        accuracy = START - SLOPE * max(0.0, pressure - FREE)
+        weight.count(step, verdicts(accuracy, samples, rng))
+        if every and step % every == 0:
+            weight.evaluated(step, fmean(verdicts(accuracy, samples, rng)))
+        pressure += (weight.value - pressure) / LAG
+        history.append((weight.value, accuracy))
+    return history
+
+
+def verdicts(accuracy, count, rng):
+    if rng is not None:
+        return [rng.random() < accuracy for _ in range(count)]
+    right = round(accuracy * count)
+    return [True] * right + [False] * (count - right)
+
+
+def steered_by_dev():
+    weight = DualWeight(0.0, 1.0, drop=0.05, from_dev=True)
+    weight.evaluated(0, START)
+    return weight
+
+
+# 256 rollouts a step; 400 dev samples every tenth step; rollouts without noise.
+LOOPS = {
+    "rollouts": lambda rng: closed_loop(DualWeight(0.0, 1.0, target=TARGET), 300, 256, rng=rng),
+    "dev": lambda rng: closed_loop(steered_by_dev(), 600, 400, 10, rng),
+    "exact": lambda rng: closed_loop(DualWeight(0.0, 1.0, target=TARGET), 300, 10_000),
+}
+
+
+@pytest.mark.parametrize(("loop", "band"), [("rollouts", 0.03), ("dev", 0.02), ("exact", 0.001)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loop_squeezes_reaches_the_target_and_holds(loop, band, seed):
+    """The bands are those of 100 seeds. Without noise it comes to rest, so there is nothing for a dead band to do."""
+    history = LOOPS[loop](random.Random(seed))
+    first, held = history[: len(history) // 2], history[len(history) // 2 :]
+    assert first[0][1] == START and first[0][0] < FREE  # it starts without cost
+    assert TARGET - 0.04 <= min(accuracy for _, accuracy in first) <= TARGET + 0.005  # and squeezes until it has one
+    assert all(abs(accuracy - TARGET) <= band for _, accuracy in held)
+    assert fmean(accuracy for _, accuracy in held) == pytest.approx(TARGET, abs=0.012)
+    assert fmean(weight for weight, _ in held) == pytest.approx(FREE + (START - TARGET) / SLOPE, abs=0.06)
+
+
+def test_it_hunts_only_where_the_rate_is_too_high_for_the_cliff():
+    def spread(rate):
+        held = closed_loop(DualWeight(0.0, 1.0, rate, TARGET), 600, 10_000)[400:]
+        return max(accuracy for _, accuracy in held) - min(accuracy for _, accuracy in held)
+
+    assert spread(0.8 / SLOPE) < 0.001 and spread(1.2 / SLOPE) > 0.02
+
+
 def test_a_weight_must_start_within_its_bound():
     with pytest.raises(ValueError, match=r"within \[0, 0.5\], got 0.6"):
         DualWeight(0.6, most=0.5)
@@ -181,6 +271,7 @@ def test_a_weight_must_start_within_its_bound():
 @pytest.mark.parametrize("name", sorted(CATALOG))
 def test_any_memory_goes_through_json_and_goes_on_alike(name):
     given = {"laser": {"target": 9}, "thinkprune": {"limits": lambda step: 9}, "soft-overlong": {"buffer": 2}}
+    text = "Think for 12 tokens." if name == "lcpo-exact" else "Think for maximum 12 tokens."
 
     def fresh():
         limit = {"max_tokens": 50} if name in ("dast", "cosine", "soft-overlong") else {}
@@ -189,8 +280,8 @@ def test_any_memory_goes_through_json_and_goes_on_alike(name):
 
     def step(shape, number):
         groups = [
-            group([10 + number, 20, 7 * number], [True, number % 2 == 0, True], name="p"),
-            group([5, 9 + number, 30], [False, True, False], name="q"),
+            group([10 + number, 20, 7 * number], [True, number % 2 == 0, True], name="p", text=text),
+            group([5, 9 + number, 30], [False, True, False], name="q", text=text),
         ]
         return [one.rewards for one in shape(groups, number)], shape.metrics()
 
@@ -208,7 +299,7 @@ def test_any_memory_goes_through_json_and_goes_on_alike(name):
 
 def test_a_shape_is_what_the_collector_stores():
     assert isinstance(LengthReward(Kimi(), 0.1), Remembering)
-    for memory in (ShortestRight(), FirstSeen(mean_length), DifficultyTargets(), Stated()):
+    for memory in (ShortestRight(), FirstSeen(mean_length), DifficultyTargets(), Stated(at_most=True)):
         found: Memory = memory
         assert found.as_json() == json.loads(json.dumps(found.as_json()))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -13,7 +13,9 @@ import cli
 from long2short.length_catalog import make
 from long2short.length_objectives import GroupLengths
 from long2short.length_preview import kept_values, preview, preview_filter, rank_correlation
+from long2short.length_reward import total_tokens
 from recipes.length_keys import ObjectiveName
+from recipes.preview_commands import preview_pool
 from rl.pool import Pool
 from rl.types import Completion, FinishReason
 from tests import pool_world
@@ -33,9 +35,10 @@ PLANS = (
 class Planned(pool_world.ScriptedSampler):
     """Answers by the plan: right or wrong, in so many tokens; 40 is the limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, suffix: str = "") -> None:
         super().__init__()
-        self.answers = {tuple(ord(c) for c in p.text + "\n"): (i, p.answer) for i, p in enumerate(pool_world.PROBLEMS)}
+        asked = [tuple(ord(c) for c in f"{p.text}{suffix}\n") for p in pool_world.PROBLEMS]
+        self.answers = {ids: (i, p.answer) for i, (ids, p) in enumerate(zip(asked, pool_world.PROBLEMS, strict=True))}
         self.drawn = [0] * len(pool_world.PROBLEMS)
 
     def complete(self, request):
@@ -100,7 +103,7 @@ def test_the_figures_of_kimi_by_hand(pool: Path):
 def test_each_trap_is_counted(pool: Path):
     found = traps(row_of(pool, "kimi", "--weight", "0.3"))
     assert found == {
-        "the deviation cancels the weight": (2, 5),
+        "the deviation cancels the weight": (3, 5),  # two all right, one all wrong
         "a filter on accuracy drops them": (2, 5),
         "giving up pays": (1, 5),
         "a few tokens decide": (1, 5),
@@ -111,6 +114,8 @@ def test_each_trap_is_counted(pool: Path):
     assert traps(row_of(pool, "kimi", "--weight", "2.0"))["the weight is above the bound"] == (1, 2)
     assert "the weight is above the bound" in traps(row_of(pool, "kimi", "--weight", "1.9", "--reward-format", "0.1"))
     assert "the weight is above the bound" not in traps(row_of(pool, "kimi", "--weight", "1.9", "--reward-format", "0"))
+    assert traps(row_of(pool, "laser", "--reward-format", "1"))["the weight is above the bound"] == (0, 2)
+    assert "the weight is above the bound" not in traps(row_of(pool, "laser", "--reward-format", "0.9"))
     assert row_of(pool, "kimi", "--weight", "0")["traps"] == []
 
 
@@ -130,11 +135,85 @@ def test_a_rule_without_a_bound_is_measured(pool: Path):
     assert row_of(pool, "shorter-better", "--weight", "0.1", "--reward-accuracy", "1")["wrong_above_right"] == 0.5
 
 
+def test_a_rule_with_a_limit_may_take_a_right_answer_down_to_a_wrong_one_but_not_below(pool: Path):
+    name = "a wrong answer earns as much as a right one"
+    row = row_of(pool, "thinkprune", "--set", "limits=[[1, 15]]")  # of the mixed groups both have a longer right answer
+    assert (row["wrong_above_right"], row["safe_weight"]) == (1.0, 1.0) and traps(row)[name] == (2, 2)
+    (trap,) = [trap for trap in row["traps"] if trap["name"] == name]
+    assert trap["fix"] == "none, if a right answer beyond the limit is to be worth nothing; else a weight below 1"
+    row = row_of(pool, "thinkprune", "--set", "limits=[[1, 15]]", "--weight", "1.1")
+    assert traps(row)["the weight is above the bound"] == (2, 2)
+
+
+def test_a_rule_that_is_drowned_by_accuracy_is_inert(pool: Path):
+    (trap,) = row_of(pool, "alp")["traps"][:1]  # 20 tokens of an all-right group at 1e-7 are 2e-6
+    assert (trap["name"], trap["count"], trap["of"]) == ("inert at this weight", 5, 5)
+    assert trap["fix"] == "a larger weight: the widest group spreads by 0.01 at 0.0005, by 0.1 at 0.005"
+    assert "inert at this weight" not in traps(row_of(pool, "alp", "--weight", "0.0006"))
+    (trap,) = row_of(pool, "toggle", "--set", "percentile=100")["traps"]  # no right answer is beyond the longest one
+    assert (trap["name"], trap["fix"][:9]) == ("inert at this weight", "no weight")
+
+
+def test_an_accuracy_that_is_the_paper_s_and_not_a_stage_s_is_said(pool: Path):
+    note = (
+        "o1-pruner, shorter-better, soft-overlong: with reward_accuracy 2, the paper's; a stage that does not say has 1"
+    )
+    shown = value_of(pool)
+    assert any(one.startswith(note) for one in shown["notes"])
+    assert {row["objective"] for row in shown["objectives"] if row["reward_accuracy"] == 2} == {
+        "o1-pruner", "shorter-better", "soft-overlong",
+    }  # fmt: skip
+    assert f"\n{note}" in reason(pool).stdout
+    assert value_of(pool, "--objective", "soft-overlong", "--reward-accuracy", "1")["notes"] == []
+    assert value_of(pool, "--objective", "kimi")["notes"] == []
+
+
+class Decoder:
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+@pytest.fixture(scope="module")
+def stated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool whose prompts all end in a budget."""
+    folder, suffix = tmp_path_factory.mktemp("stated") / "pool", " Think for maximum 1,020 tokens."
+    pool_world.fill(folder, samples=SAMPLES, sampler=Planned(suffix), suffix=suffix)
+    return folder
+
+
+def test_budgets_in_the_prompts_are_read(stated: Path):
+    raw = [{"objective": name, "weight": 1.0} for name in ("lcpo-max", "lcpo-exact", "laser")]
+    found = preview_pool(stated, raw, total_tokens, tokenizer=cast(Any, Decoder()))
+    assert found.keys == {"lcpo-max": {}, "laser": {"target": 20}}
+    for group, values in zip(found.groups, found.values["lcpo-max"], strict=True):
+        whole = [3e-4 * (1020 - n) + 0.5 for n in group.lengths]
+        expected = [worth - 1 if is_right else 0 for worth, is_right in zip(whole, group.right, strict=True)]
+        assert values == pytest.approx(expected)
+    (note,) = found.notes
+    assert note.startswith("lcpo-exact is left out: length.target: not given, and problem ")
+    assert 'states "Think for maximum 1020 tokens.", which lcpo-max reads' in note
+    with pytest.raises(ValueError, match="lcpo-exact is left out"):
+        preview_pool(stated, raw[1:2], total_tokens, tokenizer=cast(Any, Decoder()))
+    given = preview_pool(stated, [{**raw[1], "target": 15}], total_tokens, tokenizer=cast(Any, Decoder()))
+    assert given.keys == {"lcpo-exact": {"target": 15}} and given.notes == []
+
+
+def test_a_target_that_is_made_up_is_said(pool: Path, tiny_model_folder: Path):
+    (note,) = value_of(pool, "--objective", "lcpo-max")["notes"]
+    assert note == (
+        "lcpo-max: target is the median of the right lengths; a stage without target reads the budget that the prompt "
+        "states, as preview does with --model"
+    )
+    (note,) = value_of(pool, "--objective", "lcpo-max", "--model", tiny_model_folder)["notes"]
+    assert note.startswith("lcpo-max: no prompt states a budget, so target") and note.endswith("is refused here")
+
+
 def test_gfpo_says_where_it_keeps_no_right_answer(pool: Path):
-    row = row_of(pool, "gfpo", "--set", "keep=1")
-    assert row["keys"] == {"keep": 1} and row["wrong_above_right"] is None
-    assert (row["signal_before"], row["signal_after"]) == (0.4, 0.0)
-    assert traps(row) == {}
+    row = row_of(pool, "gfpo", "--set", "keep=2")
+    assert row["keys"] == {"keep": 2} and row["wrong_above_right"] is None
+    # kept: right and right | the same | wrong and wrong | right (10) and wrong (12) | right and wrong (15)
+    assert (row["signal_before"], row["signal_after"]) == (0.4, 0.4)
+    assert traps(row) == {} and row_of(pool, "gfpo")["keys"] == {"keep": 2}
     group = GroupLengths((10, 20, 30), (False, False, True))
     assert kept_values(group, 2, efficient=False) == [1, 1, 0] and kept_values(group, 1, efficient=True) == [0, 0, 1]
     assert [trap.count for trap in preview_filter("gfpo", [group], [[1, 1, 0]]).traps] == [1]
@@ -169,6 +248,8 @@ def test_scope_needs_the_model_s_tokenizer(pool: Path, tiny_model_folder: Path):
         (("--objective", "kimi", "--set", "target=9"), "--set target: no effect on kimi"),
         (("--objective", "laser", "--set", "target=0"), "target: Input should be greater than or equal to 1, not 0"),
         (("--objective", "laser", "--set", "target"), "write it as KEY=VALUE"),
+        (("--objective", "gfpo", "--set", "keep=1"), "gfpo: length.keep: must be from 2 to group_size (4), not 1"),
+        (("--objective", "soft-overlong", "--set", "buffer=40"), "length.buffer: 40 is not below max_tokens (40)"),
         (("--set", "warmup_steps=3"), "--set warmup_steps: no effect on"),
         (("--set", "scope=think"), "write --scope"),
         (("--scope", "thought"), "--scope must be total, think or answer"),

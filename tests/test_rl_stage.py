@@ -104,7 +104,7 @@ def test_every_key_is_turned_on_somewhere():
         "max_tokens", "preset", "template", "weight_decay", "betas", "adam_epsilon", "max_grad_norm", "ratio",
         "epsilon_low", "epsilon_high", "delta", "ratio_cap", "reward_accuracy", "reward_format", "length", "shard",
         "micro_batch_tokens", "eval_every", "eval_problems", "eval_samples", "save_every", "keep", "stop_at_accuracy",
-        "reward_models", "general",
+        "reward_models", "general", "keep_models", "eval_max_tokens",
     }  # fmt: skip
     on = {line.split(":")[0] for keys, _ in TOGETHER.values() for line in keys.splitlines()}
     assert issubclass(Grpo, Keys)
