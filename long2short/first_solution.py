@@ -156,7 +156,7 @@ def _cut_texts(problems: Sequence[Problem], texts: Sequence[str], task: Task, re
 def solutions(thought: str) -> list[tuple[int, str]]:
     """The solutions of a thought that state an answer: (where it ends, what it states), in order.
 
-    `solutions("6*7=42. Wait, 6*7=41? No. Hmm, 42.") == [(8, "42"), (27, "41"), (36, "42")]`
+    `solutions("6*7=42. Wait, 6*7=41? No. Hmm, 42.") == [(8, "42"), (26, "41"), (34, "42")]`
     """
     ends = [*turn_points(thought), len(thought)]
     found = []

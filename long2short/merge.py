@@ -66,6 +66,9 @@ def merge(
     After an error nothing is left. Example: long 2.0, short -1.0, weight 0.75 -> 1.25.
     """
     folders = open_parents(parents, rule)
+    for folder in folders:
+        if folder.path.resolve() == output.resolve():
+            raise ValueError(f"{output} is one of the parents, which the result would replace; name another folder")
     like = folders[1 if parents.like_short else 0]
     shares = weights.for_tensors(like.tensors)
     partial = output.with_name(f".{output.name}.partial")
@@ -88,6 +91,10 @@ def merge(
         "tensors": len(like.tensors),
         "parameters": sum(info.numel for info in like.tensors.values()),
         "bytes": sum(info.num_bytes for info in like.tensors.values()),
+        "dtypes": {
+            name: sorted({info.dtype for info in folder.tensors.values()})
+            for name, folder in zip(("long", "short", "base"), folders, strict=False)
+        },
     }
 
 

@@ -85,8 +85,8 @@ class Pairs(StageKeys):
     min_right: Count = 1
     """Leave out a problem with fewer right samples: with 2, another sample must confirm the answer."""
     balance_bins: Annotated[int, Field(ge=2, le=100)] | None = None
-    """Divide the pass rates into so many equal bins and keep equally many pairs in each, as many as the poorest bin that
-    has any, but balance_min at least; null keeps all pairs."""
+    """Divide the pass rates into so many equal bins and keep equally many pairs in each, as many as the poorest bin has
+    that has any, but balance_min at least; null keeps all pairs."""
     balance_min: Count | None = None
     """With balance_bins: so many pairs a bin may keep however poor another one is [1]."""
     max_length: Count | None = None

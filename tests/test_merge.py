@@ -88,6 +88,71 @@ def test_the_ends_are_the_parents_bit_for_bit(parents, tmp_path):
         assert_same(tensors(tmp_path / "model"), tensors(parent))
 
 
+@pytest.mark.parametrize("rule", [LINEAR, Rule(slerp)], ids=["linear", "slerp"])
+def test_the_ends_are_the_parents_in_bf16_and_in_shards(tmp_path, rule):
+    long = write_parent(tmp_path / "long", 1, torch.bfloat16, shards="20KB")
+    short = write_parent(tmp_path / "short", 2, torch.bfloat16)
+    for weight, parent in ((1.0, long), (0.0, short)):
+        summary = average(tmp_path / "model", long, short, weight, rule=rule)
+        assert_same(tensors(tmp_path / "model"), tensors(parent))
+        assert summary["dtypes"] == {"long": ["BF16"], "short": ["BF16"]}
+
+
+MEASURED = """
+import sys, threading, time
+from pathlib import Path
+from long2short.merge import Parents, merge
+from long2short.merge_rules import Rule, linear, slerp, ties
+from long2short.merge_weights import Weights
+
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+folder, name = Path(sys.argv[1]), sys.argv[2]
+rule = {"linear": Rule(linear), "slerp": Rule(slerp), "ties": ties(0.5)}[name]
+small = Parents(folder / "small", folder / "small", folder / "small" if name == "ties" else None)
+merge(folder / "first", small, Weights(0.5), rule)  # what is loaded and allocated once
+before, most, over = held(), [0], threading.Event()
+
+def watch():
+    while not over.is_set():
+        most[0] = max(most[0], held())
+        time.sleep(0.001)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+parents = Parents(folder / "long", folder / "short", folder / "long" if name == "ties" else None)
+merge(folder / "merged", parents, Weights(0.5), rule)
+over.set()
+watcher.join()
+print(most[0] - before)
+"""
+
+
+@pytest.mark.parametrize("rule", ["linear", "slerp", "ties"])
+def test_memory_does_not_grow_with_the_model(tmp_path, rule):
+    """Two models of 50 MB: their merge takes less memory than one of them, and within the bound of the benchmark."""
+    tokenizer = make_tokenizer()
+    for name, seed, hidden in (("small", 0, 32), ("long", 1, 512), ("short", 2, 512)):
+        save_model(make_model(hidden, 4, 8, tokenizer, seed), tokenizer, tmp_path / name)
+    layout = read_layout(tmp_path / "long")
+    whole, largest = sum(i.num_bytes for i in layout.values()), max(i.num_bytes for i in layout.values())
+    command = [sys.executable, "-c", MEASURED, str(tmp_path), rule]
+    taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert whole > 40_000_000
+    assert taken < 4 * largest + 500_000_000
+    assert taken < whole, f"{taken / 1e6:.0f} MB for a model of {whole / 1e6:.0f} MB"
+
+
+def test_a_parent_is_never_replaced(parents):
+    long, short = parents
+    before = folder_hash(short)
+    with pytest.raises(ValueError, match="is one of the parents, which the result would replace"):
+        average(short, long, short, 0.5)
+    assert folder_hash(short) == before
+
+
 def test_the_order_of_parents_and_the_complement_of_the_weight_agree(parents, tmp_path):
     long, short = parents
     average(tmp_path / "a", long, short, 0.25)

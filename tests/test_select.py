@@ -7,6 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from long2short.frontier import non_dominated
 from long2short.select import Briefest, balanced, efficiency, prefer_balanced, select_model
 from recipes.engines import EngineChoice, open_engine
 from rl.policy import load_tokenizer, save_model
@@ -68,6 +69,11 @@ def test_a_balanced_choice_is_on_the_frontier_and_the_run_keeps_the_same_one(poi
     better = [efficiency(one, parent) for point, one in zip(points, found.values(), strict=True)
               if point[0] >= found[name].accuracy and point[1] <= found[name].mean_tokens]  # fmt: skip
     assert max(better) == best
+    # On the frontier of the candidates, or on its line: equal AES can only be had by one that equals it in both.
+    marks = non_dominated([(one.accuracy, one.mean_tokens) for one in found.values()])
+    assert marks[int(name)] or any(
+        mark and efficiency(one, parent) == best for mark, one in zip(marks, found.values(), strict=True)
+    )
 
 
 def test_the_winners_folder_comes_out(tiny_model_folder, tmp_path):
