@@ -48,11 +48,11 @@ def against(row: FrontierRow):
     return row.difference
 
 
-def frontier_of(seed: int, root: Path) -> Frontier:
-    """The frontier of a finished run of `tiny`; a seed that was not run is an error."""
-    planned = plan_stages(load_recipe("tiny", seed=seed), root=root)[-1]
+def frontier_of(seed: int, root: Path, recipe: str = "tiny") -> Frontier:
+    """The frontier of a finished run of a recipe; a seed that was not run is an error."""
+    planned = plan_stages(load_recipe(recipe, seed=seed), root=root)[-1]
     if not planned.folder.finished:
-        raise SystemExit(f"seed {seed} is not finished: reason run tiny --seed {seed}")
+        raise SystemExit(f"seed {seed} is not finished: reason run {recipe} --seed {seed}")
     return Frontier.from_json(read_json(planned.folder.final / "frontier.json"))
 
 
