@@ -280,6 +280,17 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def relatives(subject: PairSubject) -> Iterator[Defect]:
+    """Models whose weights are averaged have one architecture, rope and positions included."""
+    if subject.unlike is not None:
+        yield Defect(
+            "merge-partner",
+            subject.where,
+            subject.unlike,
+            "name a relative, or give it the other's settings with a `method: prepare` stage (context, rope_theta)",
+        )
+
+
 MODEL_CHECKS: tuple[Callable[[ModelSubject], Iterator[Defect]], ...] = (
     embedding,
     tied_head,
@@ -287,7 +298,7 @@ MODEL_CHECKS: tuple[Callable[[ModelSubject], Iterator[Defect]], ...] = (
     positions,
     untrained_rows,
 )
-PAIR_CHECKS: tuple[Callable[[PairSubject], Iterator[Defect]], ...] = (vocabularies, ends_and_thoughts)
+PAIR_CHECKS: tuple[Callable[[PairSubject], Iterator[Defect]], ...] = (vocabularies, ends_and_thoughts, relatives)
 LIMIT_CHECKS: tuple[Callable[[LimitSubject], Iterator[Defect]], ...] = (limits,)
 POOL_CHECKS: tuple[Callable[[PoolSubject], Iterator[Defect]], ...] = (pool,)
 SPLIT_CHECKS: tuple[Callable[[SplitSubject], Iterator[Defect]], ...] = (splits,)

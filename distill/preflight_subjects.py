@@ -136,12 +136,14 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class PairSubject:
-    """Two models that read the same token ids; `same_rows`: their output layers must have as many rows, too."""
+    """Two models that read the same token ids; `same_rows`: their output layers must have as many rows, too. `unlike`:
+    what keeps the weights of two that are to be merged from meaning the same: "config key rope_theta is ..."."""
 
     where: str
     student: Vocabulary
     teacher: Vocabulary
     same_rows: bool
+    unlike: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The frontier as SVG text, for the page without JavaScript: a scatter with error bars. Needs markupsafe only.
 
-Also where labels go and which ticks an axis has; `pictures.py` places its labels with the same function.
+Also what pictures and page share: how an arm is drawn (`Standing`, `STYLES`), where labels go, which ticks an axis has.
 Every text that comes from outside goes through `Markup.format`, which escapes it. Colours are CSS variables of the page
 (report.css: `--c0` .. `--c7`, `--grey`, ..), so that the chart follows the page into dark mode.
 """
@@ -11,13 +11,70 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from markupsafe import Markup
 
-COLOURS = 8
 CHAR_WIDTH = 7.2  # of a 12 px label, at most; only used to keep labels apart
 
 Box = tuple[float, float, float, float]  # left, low, right, high
+
+
+class Standing(StrEnum):
+    """How an arm stands among the others, and so how its point is drawn."""
+
+    FRONT = "front"  # non-dominated and not collapsed: filled, on the line
+    NOISE = "noise"  # dominated, but by no arm beyond noise: hollow, in its colour
+    DOMINATED = "dominated"  # beyond noise: hollow, grey
+    COLLAPSED = "collapsed"  # a grey cross, and named so
+
+    @property
+    def coloured(self) -> bool:
+        """Whether it is drawn in the style of its family."""
+        return self in (Standing.FRONT, Standing.NOISE)
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What tells families apart: colour, shape of the points, dashes of the lines. Example: `STYLES[9]`."""
+
+    colour: int  # --c0 .. --c7 of report.css
+    symbol: str  # in plotly
+    marker: str  # in matplotlib
+    path: str  # of an SVG, around (0, 0), with a radius of about 1
+    dash: str  # in plotly, and in CSS where it is not "solid"
+
+
+def _polygon(corners: int, turn: float, radius: float, inner: float | None = None) -> str:
+    """The path of a regular polygon whose first corner is `turn` degrees from the right; with `inner` a star.
+
+    Example: `_polygon(4, 0, 1.0) == "M1.00 0.00L0.00 1.00L-1.00 0.00L-0.00 -1.00Z"`.
+    """
+    radii = [radius] if inner is None else [radius, inner]
+    count = corners * len(radii)
+    places = [(radii[i % len(radii)], math.radians(turn) + 2 * math.pi * i / count) for i in range(count)]
+    return "M" + "L".join(f"{r * math.cos(angle):.2f} {r * math.sin(angle):.2f}" for r, angle in places) + "Z"
+
+
+COLOURS = 8
+CROSS = "M-1 -1L1 1M-1 1L1 -1"
+SHAPES = (
+    ("circle", "o", "M-1 0A1 1 0 1 1 1 0A1 1 0 1 1 -1 0Z"),
+    ("square", "s", _polygon(4, 45, 1.25)),
+    ("diamond", "D", _polygon(4, 0, 1.3)),
+    ("triangle-up", "^", _polygon(3, -90, 1.35)),
+    ("triangle-down", "v", _polygon(3, 90, 1.35)),
+    ("pentagon", "p", _polygon(5, -90, 1.2)),
+    ("hexagon", "h", _polygon(6, 0, 1.15)),
+    ("star", "*", _polygon(5, -90, 1.5, 0.65)),
+)
+DASHES = ("solid", "7px,3px", "2px,2px", "9px,3px,2px,3px")
+# Twice as many as there are colours: the second eight have the same ones, with the next shape and the next dashes.
+STYLES = tuple(
+    Style(at % COLOURS, *SHAPES[turned % len(SHAPES)], DASHES[turned % len(DASHES)])
+    for at in range(2 * COLOURS)
+    for turned in (at + at // COLOURS,)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +88,19 @@ class Point:
     y: float
     y_low: float
     y_high: float
-    colour: int  # 0..7
-    joined: bool  # on the line of the non-dominated
+    style: Style
+    standing: Standing
     parent: bool
     note: str = ""  # shown when the pointer rests on it
+
+    @property
+    def joined(self) -> bool:
+        return self.standing is Standing.FRONT
+
+    @property
+    def label(self) -> str:
+        """What stands beside it."""
+        return f"{self.name} (collapsed)" if self.standing is Standing.COLLAPSED else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +209,16 @@ def ranges(points: Sequence[Point]) -> tuple[tuple[float, float], tuple[float, f
 
 
 def scatter(points: Sequence[Point], *, width: int = 980, height: int = 500) -> Markup:
-    """Accuracy over tokens with error bars both ways; non-dominated joined, dominated grey, the parent ringed."""
+    """Accuracy over tokens with error bars both ways, drawn as their `Standing` says; the parent has a ring."""
     (x_low, x_high), (y_low, y_high) = ranges(points)
     left, right, top, bottom = 62, 16, 14, 48
     x, y = Scale(x_low, x_high, left, width - right), Scale(y_low, y_high, height - bottom, top)
     parts = [_frame(x, y, width, height, "mean tokens per completion", "accuracy (avg@k)", most_x=9, most_y=9)]
     path = sorted((point.x, point.y) for point in points if point.joined)
-    parts.append(_polyline([(x(a), y(b)) for a, b in path], "front"))
+    parts.append(_polyline([(x(a), y(b)) for a, b in path], "path"))
     places = place_labels(
         [(x(point.x), y(point.y)) for point in points],
-        [(CHAR_WIDTH * len(point.name) + 4, 15.0) for point in points],
+        [(CHAR_WIDTH * len(point.label) + 4, 15.0) for point in points],
         obstacles(points, x, y),
         (left, top, width - right, height - bottom),
     )
@@ -161,18 +227,35 @@ def scatter(points: Sequence[Point], *, width: int = 980, height: int = 500) -> 
     return _svg(width, height, "Accuracy over mean tokens, one point per arm", parts)
 
 
+def key(style: Style, standing: Standing) -> Markup:
+    """A small picture of how such a point is drawn, for a legend."""
+    return Markup('<svg class="key" viewBox="-8 -8 16 16" aria-hidden="true"><g {}>{}</g></svg>').format(
+        _colour(style, standing), _dot(style, standing)
+    )
+
+
+def _colour(style: Style, standing: Standing) -> Markup:
+    return Markup('style="--c:var(--{})"').format(f"c{style.colour}" if standing.coloured else "grey")
+
+
+def _dot(style: Style, standing: Standing, x: float = 0.0, y: float = 0.0) -> Markup:
+    return Markup('<path class="dot {}" transform="translate({:.1f} {:.1f}) scale(5)" d="{}"/>').format(
+        standing, x, y, CROSS if standing is Standing.COLLAPSED else style.path
+    )
+
+
 def _point(point: Point, x: Scale, y: Scale, label_x: float, label_y: float) -> Markup:
     middle_x, middle_y = x(point.x), y(point.y)
-    colour = Markup('style="--c:var(--{})"').format(f"c{point.colour}" if point.joined else "grey")
-    away = math.hypot(max(0.0, abs(label_x - middle_x) - CHAR_WIDTH * len(point.name) / 2), abs(label_y - middle_y))
-    edge = min(max(middle_x, label_x - CHAR_WIDTH * len(point.name) / 2), label_x + CHAR_WIDTH * len(point.name) / 2)
+    half = CHAR_WIDTH * len(point.label) / 2
+    away = math.hypot(max(0.0, abs(label_x - middle_x) - half), abs(label_y - middle_y))
+    edge = min(max(middle_x, label_x - half), label_x + half)
     leader = Markup('<path class="leader" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(middle_x, middle_y, edge, label_y)
+    ring = Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="10"/>').format(middle_x, middle_y)
     return Markup(
-        '<g {}><title>{}</title>{}<path class="bar" d="M{:.1f} {:.1f}H{:.1f}M{:.1f} {:.1f}V{:.1f}"/>{}'
-        '<circle class="dot{}" cx="{:.1f}" cy="{:.1f}" r="5"/>'
+        '<g {}><title>{}</title>{}<path class="bar" d="M{:.1f} {:.1f}H{:.1f}M{:.1f} {:.1f}V{:.1f}"/>{}{}'
         '<text class="name{}" x="{:.1f}" y="{:.1f}">{}</text></g>'
     ).format(
-        colour,
+        _colour(point.style, point.standing),
         f"{point.name}: {point.note}",
         leader if away > 22 else "",
         x(point.x_low),
@@ -181,16 +264,12 @@ def _point(point: Point, x: Scale, y: Scale, label_x: float, label_y: float) -> 
         middle_x,
         y(point.y_low),
         y(point.y_high),
-        Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="9"/>').format(middle_x, middle_y)
-        if point.parent
-        else "",
-        "" if point.joined else " off",
-        middle_x,
-        middle_y,
-        " strong" if point.joined or point.parent else "",
+        ring if point.parent else "",
+        _dot(point.style, point.standing, middle_x, middle_y),
+        " strong" if point.standing.coloured or point.parent else "",
         label_x,
         label_y + 4,
-        point.name,
+        point.label,
     )
 
 

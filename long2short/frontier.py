@@ -405,13 +405,13 @@ def comparison_lines(found: Frontier) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def notes(found: Frontier, mark: str = MARK) -> list[str]:
-    """What the reader must know to read the table, in which `mark` stands for non-dominated."""
+def notes(found: Frontier) -> list[str]:
+    """What the reader must know to read the table."""
     first = found.rows[0].summary
     lines = [
         f"{first.num_problems} problems × {first.samples} samples; 95% intervals by bootstrap over problems, "
         f"differences paired with {found.parent} on the same problems.",
-        f"{mark} no other arm is at least as accurate with at most as many tokens, and better in one of the two, by "
+        f"{MARK} no other arm is at least as accurate with at most as many tokens, and better in one of the two, by "
         "the point estimates.",
     ]
     if len(found.rows) > 1:
@@ -420,7 +420,7 @@ def notes(found: Frontier, mark: str = MARK) -> list[str]:
             "Sign test: problems on which an arm is better and worse than its parent; exact, two-sided. Each interval "
             "is a 95% one by itself: of twenty arms that are like their parent one is expected outside.",
             "With at most so many tokens (the parent's mean): a longer completion is wrong, for the arm and for its "
-            "parent; nobody is asked for an answer there (`reason budget` does that).",
+            "parent; nobody is asked for an answer there (reason budget does that).",
             "Budget curve, area: accuracy over log2 of such a limit, averaged over the limits that these arms share. "
             "AES: share of tokens saved, plus 3 times the share of accuracy gained or minus 5 times that lost.",
             "ξ_O: tokens up to the first right solution over all tokens, 0 for a wrong answer; solutions are found by "

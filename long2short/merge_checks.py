@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from long2short.merge_files import ModelFolder
 
@@ -52,13 +52,24 @@ def check_relatives(one: ModelFolder, other: ModelFolder, *, special_tokens: boo
 
 
 def _check_configs(one: Path, other: Path) -> None:
-    ours, theirs = (AutoConfig.from_pretrained(str(folder)).to_dict() for folder in (one, other))
+    configs = (AutoConfig.from_pretrained(str(folder)) for folder in (one, other))
+    if unlike := unlike_configs(*configs, names=(str(one), str(other))):
+        raise ValueError(unlike)
+
+
+def unlike_configs(one: PreTrainedConfig, other: PreTrainedConfig, names: tuple[str, str]) -> str | None:
+    """The first key in which two configs differ so that weights trained under one do not fit the other; None: none.
+
+    Example: "config key rope_theta is 10000.0 in ./long and 1000000.0 in ./short: weights trained under one ...".
+    """
+    ours, theirs = one.to_dict(), other.to_dict()
     for key in sorted((ours.keys() | theirs.keys()) - FREE_KEYS):
         if ours.get(key) != theirs.get(key):
-            raise ValueError(
-                f"config key {key} is {ours.get(key)!r} in {one} and {theirs.get(key)!r} in {other}: weights trained "
-                "under one do not fit the other"
+            return (
+                f"config key {key} is {ours.get(key)!r} in {names[0]} and {theirs.get(key)!r} in {names[1]}: weights "
+                "trained under one do not fit the other"
             )
+    return None
 
 
 def _check_vocabularies(one: Path, other: Path, special_tokens: tuple[str, ...]) -> None:

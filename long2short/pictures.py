@@ -1,7 +1,8 @@
 """The frontier as a still picture: accuracy over mean tokens, PNG and SVG from one matplotlib figure.
 
-Bars are 95 % intervals, both ways. The non-dominated arms are joined and in the colour of their family; the dominated
-ones are grey and hollow; the parent has a ring. The page draws its own (report.js); its picture without JavaScript is
+Bars are 95 % intervals, both ways. The non-dominated arms are filled and joined; those that are dominated within noise
+are hollow; both have colour and shape of their family. Arms dominated beyond noise are grey and hollow, collapsed ones
+grey crosses; the parent has a ring. The page draws its own (report.js); its picture without JavaScript is
 `charts.scatter`.
 
     write_file(folder / "frontier.svg", draw_svg(found), "frontier.svg")
@@ -14,20 +15,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from long2short import charts
-from long2short.frontier import Frontier, count, interval, share
+from long2short.charts import Standing
+from long2short.frontier import Frontier, FrontierRow, count, interval, share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# For print and the light page; report.css has these as --c0 .. --c7, and a second set for the dark page.
-PALETTE = ("#2563a8", "#c4502e", "#2e8555", "#7f4fa3", "#a97a09", "#1f8a96", "#b0437a", "#5b4b3a")
-GREY = "#9aa3ad"  # dominated
+# For print and the light page; report.css has these as --c0 .. --c7, and a second set for the dark page. Any two are at
+# least 23 apart in CIE Lab, also as people see them who lack the red or the green cones (a search found them).
+PALETTE = ("#174687", "#904103", "#16a677", "#a17de6", "#ae8f1a", "#037b94", "#6f2d52", "#5e4b32")
+GREY = "#9aa3ad"  # dominated beyond noise, collapsed
+TITLE_WIDTH = 110  # characters, in the size of the title
 INK, MUTED = "#20262d", "#4b5560"
 
 
 def points_of(found: Frontier) -> list[charts.Point]:
-    """The arms as points; arms of one label share a colour."""
-    colours = families(found)
+    """The arms as points; arms of one label share a style."""
+    styles = families(found)
     return [
         charts.Point(
             name=row.name,
@@ -37,8 +41,8 @@ def points_of(found: Frontier) -> list[charts.Point]:
             y=row.summary.accuracy.value,
             y_low=row.summary.accuracy.low,
             y_high=row.summary.accuracy.high,
-            colour=colours.get(row.label or row.name, 0),
-            joined=row.non_dominated,
+            style=charts.STYLES[styles.get(row.label or row.name, 0)],
+            standing=standing(row),
             parent=row.name == found.parent,
             note=f"accuracy {interval(row.summary.accuracy, share)}, tokens {interval(row.summary.tokens.mean, count)}",
         )
@@ -46,13 +50,48 @@ def points_of(found: Frontier) -> list[charts.Point]:
     ]
 
 
-def families(found: Frontier) -> dict[str, int]:
-    """A colour per label of the non-dominated arms, in order of first sight; after eight they repeat.
+def standing(row: FrontierRow) -> Standing:
+    """How an arm is drawn. Collapsed comes first: two tokens and no right answer are non-dominated too."""
+    if row.collapsed:
+        return Standing.COLLAPSED
+    if row.joined:
+        return Standing.FRONT
+    return Standing.DOMINATED if row.beyond_noise else Standing.NOISE
 
-    Dominated arms are grey, so their labels take no colour. An arm without a label is a family of its own.
+
+def families(found: Frontier) -> dict[str, int]:
+    """A position in `charts.STYLES` per label of the arms in colour, in order of first sight; after all they repeat.
+
+    Grey arms' labels take none. An arm without a label is a family of its own.
     """
-    labels = dict.fromkeys(row.label or row.name for row in found.rows if row.non_dominated)
-    return {label: index % charts.COLOURS for index, label in enumerate(labels)}
+    labels = dict.fromkeys(row.label or row.name for row in found.rows if standing(row).coloured)
+    return {label: index % len(charts.STYLES) for index, label in enumerate(labels)}
+
+
+def meanings(found: Frontier) -> list[tuple[Standing, str]]:
+    """What the ways of drawing mean, those that occur: `(Standing.FRONT, "joined: non-dominated, ..")`."""
+    texts = {
+        Standing.FRONT: "joined: non-dominated, by the point estimates",
+        Standing.NOISE: "hollow, in colour: dominated, within noise (~)",
+        Standing.DOMINATED: "hollow, grey: dominated beyond noise",
+        Standing.COLLAPSED: "cross: collapsed, less than half as right as the parent",
+    }
+    seen = {standing(row) for row in found.rows}
+    return [(one, text) for one, text in texts.items() if one in seen]
+
+
+def wrapped(parts: Sequence[str], width: int = TITLE_WIDTH) -> list[str]:
+    """The parts beside each other, four spaces between, in lines of at most `width` characters; no part is broken.
+
+    Example: `wrapped(["ab", "cd", "e"], 8) == ["ab    cd", "e"]`.
+    """
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 4 + len(part) <= width:
+            lines[-1] += f"    {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 def draw_png(found: Frontier, *, dpi: int = 160) -> bytes:
@@ -88,8 +127,9 @@ def _figure(found: Frontier, dpi: int) -> Figure:
     axes.set_xlabel("mean tokens per completion", color=MUTED)
     axes.set_ylabel("accuracy (avg@k)", color=MUTED)
     # A name is free text: a $ in it is no formula.
+    said = [*(text for _, text in meanings(found)), f"ring: {found.parent}, the parent", "bars: 95% intervals"]
     axes.set_title(
-        f"joined: non-dominated    grey: dominated    ring: {found.parent}, the parent    bars: 95% intervals",
+        "\n".join(wrapped(said)),
         loc="left",
         fontsize=8.5,
         color="#66707c",
@@ -104,25 +144,26 @@ def _figure(found: Frontier, dpi: int) -> Figure:
     path = sorted((point.x, point.y) for point in points if point.joined)
     axes.plot(*zip(*path, strict=True), color="#8a94a0", linewidth=1.4, linestyle=(0, (4, 3)), zorder=2)
     for point in points:
-        colour = PALETTE[point.colour] if point.joined else GREY
+        colour = PALETTE[point.style.colour] if point.standing.coloured else GREY
         axes.errorbar(
             point.x,
             point.y,
             xerr=[[point.x - point.x_low], [point.x_high - point.x]],
             yerr=[[point.y - point.y_low], [point.y_high - point.y]],
             color=colour,
-            marker="o",
+            marker="x" if point.standing is Standing.COLLAPSED else point.style.marker,
             markersize=6.5,
             markerfacecolor=colour if point.joined else "white",
             markeredgewidth=1.5,
             elinewidth=1.2,
-            zorder=4 if point.joined else 3,
+            zorder=4 if point.standing.coloured else 3,
         )
         if point.parent:
             axes.plot(point.x, point.y, "o", markersize=13, markerfacecolor="none", markeredgecolor=INK, zorder=3)
     named = families(found)
     if len(named) > 1 and any(row.label for row in found.rows):
-        dots = [Line2D([], [], color=PALETTE[colour], marker="o", linestyle="") for colour in named.values()]
+        styles = [charts.STYLES[index] for index in named.values()]
+        dots = [Line2D([], [], color=PALETTE[one.colour], marker=one.marker, linestyle="") for one in styles]
         legend = axes.legend(dots, list(named), loc="lower right", fontsize=8.5, frameon=False, labelcolor=MUTED)
         for text in legend.get_texts():
             text.set_parse_math(False)
@@ -149,19 +190,19 @@ def _label(axes: Any, points: Sequence[charts.Point], dpi: int) -> None:
     if (legend := axes.get_legend()) is not None:
         hidden.append(pixels(legend))
     places = charts.place_labels(
-        spots, [(charts.CHAR_WIDTH * len(point.name) + 4, 15.0) for point in points], hidden, pixels(axes.patch)
+        spots, [(charts.CHAR_WIDTH * len(point.label) + 4, 15.0) for point in points], hidden, pixels(axes.patch)
     )
     for point, (label_x, label_y), (spot_x, spot_y) in zip(points, places, spots, strict=True):
-        away = max(abs(label_y - spot_y), abs(label_x - spot_x) - charts.CHAR_WIDTH * len(point.name) / 2) > 22
+        away = max(abs(label_y - spot_y), abs(label_x - spot_x) - charts.CHAR_WIDTH * len(point.label) / 2) > 22
         axes.annotate(
-            point.name,
+            point.label,
             (point.x, point.y),
             xytext=axes.transData.inverted().transform((label_x * zoom, label_y * zoom)),
             textcoords="data",
             ha="center",
             va="center",
             fontsize=8.5,
-            color=INK if point.joined or point.parent else "#7b858f",
+            color=INK if point.standing.coloured or point.parent else "#7b858f",
             fontweight="bold" if point.parent else "normal",
             arrowprops={"arrowstyle": "-", "color": "#b7bec7", "linewidth": 0.8} if away else None,
             zorder=5,

@@ -4,10 +4,11 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const { arms, problems } = data;
-const MOST = 8; // chosen arms: as many as there are colours
-const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "star", "hexagon", "cross"];
+const { styles } = data;
+const MOST = styles.length; // chosen arms
+const FIRST = 8; // of them at the start, as many as there are colours
 const PAGE = 20; // problems of the list at a time
-const slots = Array(MOST).fill(null); // slot -> arm; an arm keeps its colour while it is chosen
+const slots = Array(MOST).fill(null); // slot, a style's position -> arm; an arm keeps its style while it is chosen
 const home = ranges();
 let view = home; // the part of the frontier that is looked at
 let printing = false;
@@ -33,8 +34,17 @@ const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replac
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const slotOf = (arm) => slots.indexOf(arm);
 const chosen = () => arms.map((_, arm) => arm).filter((arm) => slotOf(arm) >= 0);
-const colourOf = (arm) => (slotOf(arm) >= 0 ? colour(`--c${slotOf(arm)}`) : colour("--grey"));
-const symbolOf = (arm) => (slotOf(arm) >= 0 ? SYMBOLS[slotOf(arm)] : "circle");
+const styleOf = (arm) => styles[slotOf(arm)]; // of a chosen arm
+const standingOf = (arm) => arms[arm].standing;
+/** The CSS variable of an arm's colour: its own while it is chosen, else dark grey for those that have one in the
+    still picture (non-dominated, or dominated within noise) and grey for the others. */
+const variableOf = (arm) => {
+  if (slotOf(arm) >= 0) return `--c${styleOf(arm).colour}`;
+  return ["front", "noise"].includes(standingOf(arm)) ? "--front" : "--grey";
+};
+const colourOf = (arm) => colour(variableOf(arm));
+const symbolOf = (arm) => (slotOf(arm) >= 0 ? styleOf(arm).symbol : "circle");
+const FATES = { front: "", noise: "dominated, within noise", dominated: "dominated", collapsed: "collapsed" };
 const count = (value) => (Math.abs(value) < 1000 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 const percent = (value) => `${(100 * value).toFixed(1)}%`;
 const clipped = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
@@ -50,7 +60,7 @@ function toggle(arm) {
         1,
         null,
       );
-    slots[slots.indexOf(null)] = arm;
+    slots[freeSlot(arm)] = arm;
     if (browser.arms[0] !== arm && arm !== data.parent) browser.arms[1] = arm;
   }
   showChoice();
@@ -58,28 +68,53 @@ function toggle(arm) {
   showProblems();
 }
 
+/** The style of the arm's family, as in the still pictures, if no other arm has it; else one that is no family's. */
+function freeSlot(arm) {
+  if (arms[arm].style !== null && slots[arms[arm].style] === null) return arms[arm].style;
+  const families = new Set(arms.map((one) => one.style));
+  const spare = slots.findIndex((taken, slot) => taken === null && !families.has(slot));
+  return spare >= 0 ? spare : slots.indexOf(null);
+}
+
 // --- the choice of arms ------------------------------------------------------------------------------------------------
 
 function showChoice() {
   for (const button of document.querySelectorAll("button[data-arm]")) {
     const arm = Number(button.dataset.arm);
-    const taken = slotOf(arm) >= 0;
-    button.setAttribute("aria-pressed", String(taken));
-    const owner = button.closest("tr") || button;
-    if (taken) owner.style.setProperty("--c", `var(--c${slotOf(arm)})`);
-    else owner.style.removeProperty("--c");
+    button.setAttribute("aria-pressed", String(slotOf(arm) >= 0));
+    (button.closest("tr") || button).style.setProperty("--c", `var(${variableOf(arm)})`);
+    button.querySelector(".swatch").replaceChildren(keyOf(arm));
   }
+}
+
+/** How an arm is drawn in the charts, for a button: its point, and its line if it is chosen. */
+function keyOf(arm) {
+  const node = (tag, attributes, ...children) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    made.append(...children);
+    return made;
+  };
+  const { path, dash } = styleOf(arm) || { path: styles[0].path, dash: null };
+  const mark = standingOf(arm) === "collapsed" ? data.cross : path;
+  const line = node("path", { class: "line", d: "M-14 0H14", "stroke-dasharray": dash === "solid" ? "none" : dash });
+  return node(
+    "svg",
+    { class: "key", viewBox: dash ? "-14 -8 28 16" : "-8 -8 16 16" },
+    ...(dash ? [line] : []),
+    node("path", { class: `dot ${standingOf(arm)}`, transform: "scale(5)", d: mark }),
+  );
 }
 
 function buildChooser() {
   byId("chooser").append(element("span", { class: "hint" }, `In colour (up to ${MOST}):`));
-  arms.forEach(({ name, front }, arm) => {
-    const title = `${name}${front ? "" : ", dominated"}${arm === data.parent ? ", the parent" : ""}`;
+  arms.forEach(({ name }, arm) => {
+    const title = [name, FATES[standingOf(arm)], arm === data.parent ? "the parent" : ""].filter(Boolean).join(", ");
     byId("chooser").append(
       element(
         "button",
         { type: "button", class: "chip", "data-arm": arm, title, onclick: () => toggle(arm) },
-        element("span", { class: `swatch${front ? " full" : ""}` }),
+        element("span", { class: "swatch" }),
         element("span", { class: "name" }, name),
         ...(arm === data.parent ? [element("span", { class: "tag" }, "parent")] : []),
       ),
@@ -155,10 +190,11 @@ function buildTables() {
 // --- start -------------------------------------------------------------------------------------------------------------
 
 function firstChoice() {
-  const front = arms.map((_, arm) => arm).filter((arm) => arms[arm].front);
-  const wanted = [...new Set([data.parent, ...(data.brief === null ? [] : [data.brief]), ...front])];
-  wanted.slice(0, 6).forEach((arm, slot) => {
-    slots[slot] = arm;
+  const all = (standing) => arms.map((_, arm) => arm).filter((arm) => standingOf(arm) === standing);
+  const brief = data.brief === null ? [] : [data.brief];
+  const wanted = [...new Set([data.parent, ...brief, ...all("front"), ...all("noise")])];
+  wanted.slice(0, FIRST).forEach((arm) => {
+    slots[freeSlot(arm)] = arm;
   });
 }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -29,13 +29,15 @@ from long2short.frontier import (
     FrontierRow,
     comparison_lines,
     count,
+    limit_columns,
     notes,
     percent,
     signed,
     signed_percent,
     table_columns,
 )
-from long2short.pictures import draw_png, draw_svg, families, points_of
+from long2short.frontier_scores import PARENT_SHARES
+from long2short.pictures import draw_png, draw_svg, families, meanings, points_of, standing
 from long2short.report_data import TrainingCurve, difficulty_of, figures, head_of, training_panels
 from long2short.report_examples import BYTES, examples
 from long2short.report_text import json_block, typeset, visible
@@ -45,6 +47,7 @@ from rl.stats import Estimate
 __all__ = ["StageTime", "TrainingCurve", "render_page", "write_report"]
 
 TOLERANCE = 0.03  # of accuracy, for the arm that the headline is about
+LISTED = 16  # token limits that are listed one by one
 TABLE_WIDTH = 150  # characters that stand beside each other on a page of 1,180 pixels
 NOTHING: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({})
 
@@ -55,8 +58,7 @@ class StageTime:
 
     name: str
     method: str
-    seconds: float
-    reused: bool = False  # finished in an earlier run; the time is that run's
+    seconds: float  # of the run that finished it
 
 
 def write_report(
@@ -93,16 +95,16 @@ def render_page(
 
     `arms` are those of `found`; `facts` stand under the title as name and value; `provenance` says of each arm where it
     comes from (recipe, seed, stage, method, parents, config, hashes), as name and value in order. The problems take at
-    most `example_bytes` of it, see `report_examples`. ValueError for an arm with provenance that is not in `arms`.
+    most `example_bytes` of it, see `report_examples`. ValueError for provenance or a training curve of an arm that is
+    not in `arms`.
     """
     names = [arm.name for arm in arms]
-    unknown = [name for name in provenance if name not in names]
-    if unknown:
-        raise ValueError(f"provenance: {unknown[0]!r} is not an arm of the report; the arms are {', '.join(names)}")
+    _require_arms("provenance", provenance, names)
+    _require_arms("training curves", [arm for curve in curves for arm in curve.arms], names)
     brief = brief_arm(found)
     difficulty = difficulty_of(arms, found.parent)
     shown = examples(arms, difficulty.bin_of, example_bytes)
-    panels = training_panels(curves)
+    panels = training_panels(curves, names)
     data = {
         **figures(found, arms, difficulty),
         "brief": None if brief is None else names.index(brief),
@@ -111,8 +113,7 @@ def render_page(
     }
     plotly, script = plotly_js(), page_script()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(typeset=typeset, visible=visible)
-    columns = table_columns(found)[1:]
+    environment.filters.update(typeset=typeset, visible=visible, head_of=head_of, standing=standing)
     return environment.from_string(asset("report.html.j2")).render(
         title=title,
         style=Markup(asset("report.css")),
@@ -126,10 +127,14 @@ def render_page(
         parent=found.parent,
         scatter=charts.scatter(points_of(found)),
         families=_legend(found),
-        tables=[[(column, head_of(column)) for column in block] for block in blocks(columns, found.rows)],
+        meanings=[(charts.key(charts.STYLES[0], one), text) for one, text in meanings(found)],
+        tables=blocks(table_columns(found)[1:], found.rows),
+        limits=limit_columns(found)[1:] if found.rows[1:] else (),
+        parent_shares=" and ".join(", ".join(f"{share:g}" for share in PARENT_SHARES).rsplit(", ", 1)),
+        budgets=listed_budgets([point.budget for point in found.rows[0].curve.points]),
         rows=found.rows,
         comparisons=[line for line in comparison_lines(found) if line],
-        notes=notes(found, mark="Filled dot:"),
+        notes=notes(found),
         difficulty=difficulty,
         panels=panels,
         examples=shown,
@@ -137,6 +142,12 @@ def render_page(
         times=_times(times),
         total=duration(sum(time.seconds for time in times)),
     )
+
+
+def _require_arms(what: str, wanted: Iterable[str], names: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f"{what}: {name!r} is not an arm of the report; the arms are {', '.join(names)}")
 
 
 # --- what the page is made of ---------------------------------------------------------------------------------------
@@ -175,41 +186,56 @@ def script_hash(text: str) -> str:
 
 def brief_arm(found: Frontier, tolerance: float = TOLERANCE) -> str | None:
     """The arm to show beside the parent: fewest tokens among those at most `tolerance` less accurate, else the most
-    accurate other arm; None if the parent is alone."""
-    others = [row for row in found.rows if row.name != found.parent]
-    close = [row for row in others if _close(found, row, tolerance)]
-    if close:
+    accurate other arm. Never a collapsed one; None if nothing else is there."""
+    if close := _close(found, tolerance):
         return min(close, key=lambda row: row.summary.tokens.mean.value).name
+    others = _others(found)
     return max(others, key=lambda row: row.summary.accuracy.value).name if others else None
 
 
-def _close(found: Frontier, row: FrontierRow, tolerance: float) -> bool:
-    return row.summary.accuracy.value >= found.row(found.parent).summary.accuracy.value - tolerance
+def _others(found: Frontier) -> list[FrontierRow]:
+    return [row for row in found.rows if row.name != found.parent and not row.collapsed]
+
+
+def _close(found: Frontier, tolerance: float) -> list[FrontierRow]:
+    least = found.row(found.parent).summary.accuracy.value - tolerance
+    return [row for row in _others(found) if row.summary.accuracy.value >= least]
 
 
 def headline(found: Frontier, brief: str | None, tolerance: float = TOLERANCE) -> list[str]:
-    """A sentence or two: which arm the large figures are about and why, and which arms are non-dominated.
+    """A few sentences: which arm the large figures are about and why, which arms are on the line, which collapsed.
 
     Example: "brief is the briefest of 3 arms at most 0.03 less accurate than teacher."
     """
-    front = [row.name for row in sorted(found.rows, key=lambda row: row.summary.tokens.mean.value) if row.non_dominated]
+    by_tokens = sorted(found.rows, key=lambda row: row.summary.tokens.mean.value)
     lines = []
+    close = _close(found, tolerance)
     if brief is None:
         summary = found.row(found.parent).summary
         lines.append(
             f"{found.parent} alone: right in {percent(summary.accuracy.value)} of its answers, "
             f"with {count(summary.tokens.mean.value)} tokens on average."
         )
-    elif _close(found, found.row(brief), tolerance):
-        close = sum(_close(found, row, tolerance) for row in found.rows if row.name != found.parent)
-        which = f"the briefest of {close} arms" if close > 1 else "the only arm"
+    elif found.row(brief) in close:
+        which = f"the briefest of {len(close)} arms" if len(close) > 1 else "the only arm"
         lines.append(f"{brief} is {which} at most {tolerance} less accurate than {found.parent}.")
     else:
         lines.append(
             f"No arm is at most {tolerance} less accurate than {found.parent}; {brief} is the most accurate other one."
         )
-    lines.append(f"Non-dominated, from brief to long: {', '.join(front)}.")
+    lines.append(f"Non-dominated, from brief to long: {', '.join(row.name for row in by_tokens if row.joined)}.")
+    if collapsed := [row.name for row in by_tokens if row.collapsed]:
+        lines.append(f"Collapsed, less than half as right as {found.parent}: {', '.join(collapsed)}.")
     return lines
+
+
+def listed_budgets(budgets: Sequence[int]) -> str:
+    """`[8, 16, 32]` -> "3 limits: 8, 16, 32 tokens"; many are said by their ends: "40 limits from 8 to 47 tokens"."""
+    if len(budgets) == 1:
+        return f"one limit: {budgets[0]:,} tokens"
+    if len(budgets) > LISTED:
+        return f"{len(budgets)} limits from {budgets[0]:,} to {budgets[-1]:,} tokens"
+    return f"{len(budgets)} limits: {', '.join(f'{budget:,}' for budget in budgets)} tokens"
 
 
 def tiles(found: Frontier, brief: str | None) -> list[tuple[str, str, str]]:
@@ -232,10 +258,12 @@ def tiles(found: Frontier, brief: str | None) -> list[tuple[str, str, str]]:
     ]
 
 
-def _legend(found: Frontier) -> dict[str, int]:
-    """What the colours of the static picture mean; nothing where they mean an arm each, or are one."""
+def _legend(found: Frontier) -> list[tuple[str, Markup]]:
+    """What the styles of the static picture mean; nothing where they mean an arm each, or are one."""
     named = families(found)
-    return named if len(named) > 1 and any(row.label for row in found.rows) else {}
+    if len(named) < 2 or not any(row.label for row in found.rows):
+        return []
+    return [(name, charts.key(charts.STYLES[at], charts.Standing.FRONT)) for name, at in named.items()]
 
 
 def blocks(columns: Sequence[Column], rows: Sequence[FrontierRow], width: int = TABLE_WIDTH) -> list[list[Column]]:

@@ -80,7 +80,7 @@ function ranges() {
 }
 
 function frontierChart(width) {
-  const path = arms.filter((arm) => arm.front).sort((a, b) => a.tokens[0] - b.tokens[0]);
+  const path = arms.filter((arm) => arm.standing === "front").sort((a, b) => a.tokens[0] - b.tokens[0]);
   const traces = [
     {
       x: path.map((arm) => arm.tokens[0]),
@@ -99,11 +99,12 @@ function frontierChart(width) {
     thickness: 1.3,
     width: 0,
   });
-  const strength = (arm) => (slotOf(arm) >= 0 ? 2 : 0) + (arms[arm].front ? 1 : 0);
+  const strength = (arm) => (slotOf(arm) >= 0 ? 2 : 0) + (standingOf(arm) === "front" ? 1 : 0);
   const order = arms.map((_, arm) => arm).sort((a, b) => strength(a) - strength(b)); // the strong ones on top
   for (const arm of order) {
-    const { name, tokens, accuracy, front, hover } = arms[arm];
-    const shade = slotOf(arm) < 0 && front ? colour("--front") : colourOf(arm);
+    const { name, tokens, accuracy, standing, hover } = arms[arm];
+    const shade = colourOf(arm);
+    const fate = FATES[standing] ? `  (${FATES[standing]})` : "";
     const rows = (width < 600 ? hover.slice(0, 5) : hover).map(
       ([head, text]) => `${plain(head)}  <b>${plain(text)}</b>`,
     );
@@ -113,13 +114,13 @@ function frontierChart(width) {
       mode: "markers",
       customdata: [arm],
       hoverinfo: "text",
-      hovertext: [`<b>${plain(name)}</b>${front ? "" : "  (dominated)"}<br>${rows.join("<br>")}`],
+      hovertext: [`<b>${plain(name)}</b>${fate}<br>${rows.join("<br>")}`],
       error_x: bar(tokens, shade),
       error_y: bar(accuracy, shade),
       marker: {
         size: 11,
-        symbol: symbolOf(arm),
-        color: front ? shade : colour("--paper"),
+        symbol: standing === "collapsed" ? "x-thin" : symbolOf(arm),
+        color: standing === "front" ? shade : colour("--paper"),
         line: { color: shade, width: 2 },
       },
     });
@@ -163,7 +164,7 @@ function labels(width, height) {
     );
   }
   const path = arms
-    .filter((arm) => arm.front)
+    .filter((arm) => arm.standing === "front")
     .map((arm) => [x(arm.tokens[0]), y(arm.accuracy[0])])
     .sort((a, b) => a[0] - b[0]);
   for (let index = 1; index < path.length; index++) {
@@ -175,11 +176,11 @@ function labels(width, height) {
     }
   }
   const placed = [];
-  const important = (arm) => arm === data.parent || slotOf(arm) >= 0 || arms[arm].front;
+  const important = (arm) => arm === data.parent || slotOf(arm) >= 0 || ["front", "noise"].includes(standingOf(arm));
   const order = arms.map((_, arm) => arm).sort((a, b) => important(b) - important(a) || slotOf(b) - slotOf(a));
   const found = [];
   for (const arm of order) {
-    const text = clipped(arms[arm].name, 28);
+    const text = clipped(arms[arm].name, 28) + (standingOf(arm) === "collapsed" ? " (collapsed)" : "");
     const [spotX, spotY] = [x(arms[arm].tokens[0]), y(arms[arm].accuracy[0])];
     if (spotX < 0 || spotX > width || spotY < 0 || spotY > height) continue;
     const w = pen.measureText(text).width + 6,
@@ -244,7 +245,7 @@ addChart("frontier-chart", frontierChart, (node) => {
   });
 });
 
-// Lines: all arms, the chosen ones in colour and on top ----------------------------------------------------------------
+// Lines: all arms, the chosen ones in colour, with dashes of their own, and on top ------------------------------------
 
 function armLines(trace) {
   const order = [...arms.keys()].sort((a, b) => (slotOf(a) >= 0) - (slotOf(b) >= 0));
@@ -253,7 +254,9 @@ function armLines(trace) {
     return {
       hoverinfo: "text",
       opacity: strong ? 1 : 0.55,
-      line: { color: colourOf(arm), width: strong ? 2.2 : 1 },
+      line: strong
+        ? { color: colourOf(arm), width: 2.2, dash: styleOf(arm).dash }
+        : { color: colour("--grey"), width: 1, dash: "solid" },
       ...trace(arm, strong),
     };
   });
@@ -310,6 +313,7 @@ addChart("difficulty-chart", (width) => {
     hovertext: hover(arm),
     marker: { size: 8, symbol: symbolOf(arm), color: colourOf(arm) },
   });
+  const few = (index) => counts[index] < data.difficulty.few;
   const accuracy = armLines((arm, strong) => ({
     ...marks(arm, strong),
     y: value(arm, 0),
@@ -334,7 +338,11 @@ addChart("difficulty-chart", (width) => {
   }));
   const ticks = {
     tickvals: names.map((_, index) => index),
-    ticktext: names.map((name) => plain(name).replace(/ (?=\S+$)/, "<br>")),
+    // A bin of few problems says how many: its bars are wide, and its tokens have none.
+    ticktext: names.map((name, index) => {
+      const text = plain(name).replace(/ (?=\S+$)/, "<br>");
+      return few(index) ? `${text}<br><b>n = ${counts[index]}</b>` : text;
+    }),
     range: [-0.4, names.length - 0.6],
     fixedrange: true,
     tickangle: 0,
@@ -344,7 +352,7 @@ addChart("difficulty-chart", (width) => {
     traces: [...accuracy, ...tokens],
     layout: {
       height: narrow ? 640 : 360,
-      margin: margin(width, { b: 52 }),
+      margin: margin(width, { b: names.some((_, index) => few(index)) ? 68 : 52 }),
       grid: narrow
         ? { rows: 2, columns: 1, pattern: "independent", ygap: 0.3 }
         : { rows: 1, columns: 2, pattern: "independent", xgap: 0.16 },
@@ -453,7 +461,10 @@ addChart("training-chart", (width) => {
     bottom = 44,
     height = top + rows * size + (rows - 1) * gap + bottom,
     inner = height - top - bottom;
-  const byName = new Map(arms.map((arm, index) => [arm.name, index]));
+  // A stage has the style of the first chosen arm that is a model of it.
+  const armOf = (line) => line.arms.find((arm) => slotOf(arm) >= 0);
+  const named = (line) =>
+    [line.name, ...line.arms.map((arm) => arms[arm].name).filter((name) => name !== line.name)].map(plain).join(", ");
   const traces = [],
     layout = { height, margin: margin(width, { t: top, b: bottom }), annotations: [] };
   panels.forEach((panel, index) => {
@@ -484,9 +495,10 @@ addChart("training-chart", (width) => {
       text: `<b>${plain(panel.label)}</b>`,
       font: { size: 13, color: colour("--ink") },
     });
-    const strong = (line) => byName.has(line.name) && slotOf(byName.get(line.name)) >= 0;
+    const strong = (line) => armOf(line) !== undefined;
     for (const line of [...panel.lines].sort((a, b) => strong(a) - strong(b))) {
-      const arm = byName.get(line.name);
+      const arm = armOf(line);
+      const shade = strong(line) ? colourOf(arm) : colour(line.arms.length ? "--grey" : "--muted");
       traces.push({
         x: line.x,
         y: line.y,
@@ -494,13 +506,13 @@ addChart("training-chart", (width) => {
         yaxis: `y${key}`,
         mode: line.x.length > 1 ? "lines" : "markers",
         hoverinfo: "text",
-        hovertext: line.x.map((step, at) => `<b>${plain(line.name)}</b><br>step ${step}: ${line.y[at]}`),
+        hovertext: line.x.map((step, at) => `<b>${named(line)}</b><br>step ${step}: ${line.y[at]}`),
         line: {
-          color: arm === undefined ? colour("--muted") : colourOf(arm),
-          width: strong(line) ? 2 : 1.2,
-          dash: arm === undefined ? "dash" : "solid",
+          color: shade,
+          width: strong(line) ? 2.2 : line.arms.length ? 1.8 : 1,
+          dash: strong(line) ? styleOf(arm).dash : "solid",
         },
-        marker: { size: 7, color: arm === undefined ? colour("--muted") : colourOf(arm) },
+        marker: { size: 7, color: shade, symbol: strong(line) ? symbolOf(arm) : "circle" },
       });
     }
   });

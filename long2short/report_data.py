@@ -14,9 +14,10 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from long2short import charts, pictures
 from long2short.frontier import Arm, Column, Frontier, table_columns
 from long2short.report_text import typeset, visible
 from rl import stats
@@ -27,6 +28,7 @@ from rl.types import RolloutGroup
 BUDGETS = 72  # points of a budget curve
 BINS = 56  # of a histogram of lengths
 LEVELS = 10  # bins of difficulty
+FEW = 10  # problems; a bin with fewer says so
 RATES = ("always right", "over two thirds", "a third to two thirds", "under a third", "never right")
 CURVE_POINTS = 300  # of one training curve
 PANELS = (
@@ -41,10 +43,14 @@ PANELS = (
 
 @dataclass(frozen=True, slots=True)
 class TrainingCurve:
-    """The lines of a training stage's metrics.jsonl. Example: `TrainingCurve("teacher", ({"step": 1, ..}, ..))`."""
+    """The lines of a training stage's metrics.jsonl, and the arms that are models of that stage.
+
+    Example: `TrainingCurve("teacher", ({"step": 1, ..}, ..), arms=("long", "long-at-20"))`.
+    """
 
     name: str
     rows: tuple[Mapping[str, Any], ...]
+    arms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +65,29 @@ class Difficulty:
     bin_of: Mapping[str, int]  # problem id -> bin; a problem without a level has none
     of_parent: bool  # cut by the parent's pass rate
 
+    @property
+    def counts(self) -> list[int]:
+        """Problems in each bin."""
+        counts = Counter(self.bin_of.values())
+        return [counts[index] for index in range(len(self.labels))]
+
+    @property
+    def few(self) -> list[tuple[str, int]]:
+        """The bins of fewer than `FEW` problems: [("4", 3)]."""
+        return [(label, count) for label, count in zip(self.labels, self.counts, strict=True) if count < FEW]
+
 
 def figures(found: Frontier, arms: Sequence[Arm], difficulty: Difficulty) -> dict[str, Any]:
     """What the page needs of every arm, in the order of `arms`, and the axes they share."""
     lengths = [[length for group in arm.groups for length in group.num_tokens] for arm in arms]
-    edges = length_bins(lengths)
+    # A collapsed arm's answers of two tokens would only stretch the axes.
+    kept = [own for arm, own in zip(arms, lengths, strict=True) if not found.row(arm.name).collapsed]
+    edges = length_bins(lengths, min(stats.percentile(own, 50) for own in kept))
     # From where the first arm has an answer in a hundred: below that there is nothing to see.
-    shortest = min(math.floor(stats.percentile(own, 1)) for own in lengths)
-    budgets = budget_grid(shortest, max(map(max, lengths)))
+    shortest = min(math.floor(stats.percentile(own, 1)) for own in kept)
+    budgets = plot_budgets(shortest, max(map(max, lengths)))
     columns = table_columns(found)[1:]
+    styles = pictures.families(found)
     shown = []
     for arm in arms:
         row = found.row(arm.name)
@@ -76,7 +96,8 @@ def figures(found: Frontier, arms: Sequence[Arm], difficulty: Difficulty) -> dic
             {
                 "name": visible(arm.name),
                 "family": visible(arm.label),
-                "front": row.non_dominated,
+                "standing": pictures.standing(row),
+                "style": styles.get(row.label or row.name),  # None: the still pictures draw it in grey
                 "tokens": _rounded(row.summary.tokens.mean),
                 "accuracy": _rounded(row.summary.accuracy),
                 "hover": [[head_of(column), visible(typeset(column.cell(row)))] for column in columns],
@@ -87,16 +108,18 @@ def figures(found: Frontier, arms: Sequence[Arm], difficulty: Difficulty) -> dic
                 "bins": by_difficulty(arm.groups, difficulty),
             }
         )
-    counts = Counter(difficulty.bin_of.values())
     return {
         "arms": shown,
+        "styles": [asdict(style) for style in charts.STYLES],
+        "cross": charts.CROSS,
         "parent": [arm.name for arm in arms].index(found.parent),
         "budgets": budgets,
         "edges": edges,
         "difficulty": {
             "by": visible(difficulty.by),
             "labels": [visible(label) for label in difficulty.labels],
-            "counts": [counts[index] for index in range(len(difficulty.labels))],
+            "counts": difficulty.counts,
+            "few": FEW,
         },
     }
 
@@ -115,8 +138,11 @@ def head_of(column: Column) -> str:
 # --- budgets --------------------------------------------------------------------------------------------------------
 
 
-def budget_grid(shortest: int, longest: int, most: int = BUDGETS) -> list[int]:
-    """Whole numbers of tokens, evenly apart in log, both ends among them: `budget_grid(1, 64, 4)` is [1, 4, 16, 64]."""
+def plot_budgets(shortest: int, longest: int, most: int = BUDGETS) -> list[int]:
+    """Whole numbers of tokens, evenly apart in log, both ends among them: `plot_budgets(1, 64, 4)` is [1, 4, 16, 64].
+
+    Finer than the limits of the table (`frontier.budget_grid`, or the recipe's `budgets`): a line to look at.
+    """
     shortest = max(1, shortest)
     step = (math.log(longest) - math.log(shortest)) / max(1, most - 1) if longest > shortest else 0.0
     inner = [round(shortest * math.exp(step * index)) for index in range(1, most - 1)]
@@ -146,14 +172,13 @@ def accuracy_under(groups: Sequence[RolloutGroup], budgets: Sequence[int]) -> li
 # --- lengths --------------------------------------------------------------------------------------------------------
 
 
-def length_bins(lengths: Sequence[Sequence[int]], most: int = BINS) -> list[int]:
+def length_bins(lengths: Sequence[Sequence[int]], brief: float, most: int = BINS) -> list[int]:
     """Edges of bins that hold every length of every arm, `edges[i] <= length < edges[i + 1]`.
 
-    Equal bins of a round width; where the longest completion is 16 times some arm's median or more, bins that grow by
-    one factor, so that a brief arm is not all in the first. `length_bins([[3, 9]], 4)` is [0, 5, 10].
+    Equal bins of a round width; where the longest completion is 16 times `brief` (the briefest arm's median) or more,
+    bins that grow by one factor, so that this arm is not all in the first. `length_bins([[3, 9]], 6, 4)` is [0, 5, 10].
     """
     longest = max(map(max, lengths))
-    brief = min(stats.percentile(own, 50) for own in lengths)
     if longest < 16 * max(brief, 1):
         width = round_width((longest + 1) / most)
         return list(range(0, longest + 1 + width, width))
@@ -247,10 +272,10 @@ def by_difficulty(groups: Sequence[RolloutGroup], difficulty: Difficulty) -> lis
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def training_panels(curves: Sequence[TrainingCurve]) -> list[dict[str, Any]]:
-    """A panel per measure with a line per stage that has it, thinned to `CURVE_POINTS`.
+def training_panels(curves: Sequence[TrainingCurve], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A panel per measure with a line per stage that has it, thinned to `CURVE_POINTS`; `names` are those of the arms.
 
-    Loss only for stages without a reward: RL's says nothing.
+    Loss only for stages without a reward: RL's says nothing. ValueError for a curve of an arm that is not in `names`.
     """
     panels = []
     for key, label in PANELS:
@@ -261,7 +286,14 @@ def training_panels(curves: Sequence[TrainingCurve]) -> list[dict[str, Any]]:
             points = [(row["step"], row[key]) for row in curve.rows if _is_number(row.get(key))]
             if points:
                 steps, values = zip(*thinned(points), strict=True)
-                lines.append({"name": visible(curve.name), "x": list(steps), "y": [_round(value) for value in values]})
+                lines.append(
+                    {
+                        "name": visible(curve.name),
+                        "arms": [names.index(arm) for arm in curve.arms],
+                        "x": list(steps),
+                        "y": [_round(value) for value in values],
+                    }
+                )
         if lines:
             panels.append({"label": label, "lines": lines})
     return panels

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.methods import Frontier
 from recipes.runner import StageContext
+from recipes.schema import Recipe, stage_named
 from recipes.stage_inputs import problems_of, task_of
 from rl.runs import read_json, read_lines, write_file
 
@@ -43,7 +46,7 @@ def frontier(context: StageContext) -> None:
         found,
         arms,
         title=f"{context.recipe.name}: accuracy and tokens",
-        curves=_curves(context),
+        curves=_curves(context, stage),
         times=_times(context),
         facts=_facts(context, stage, len(problems)),
         provenance=_provenance(context, stage),
@@ -52,15 +55,18 @@ def frontier(context: StageContext) -> None:
 
 def _family(context: StageContext, ref: str) -> str:
     """The method that made an arm; it sets the colour. A model from outside the recipe is a start."""
-    made_by = context.recipe.stages.get(ref)
+    made_by = context.recipe.stages.get(stage_named(ref))
     return made_by.method if made_by is not None else "start"
 
 
-def _curves(context: StageContext) -> list[TrainingCurve]:
+def _curves(context: StageContext, stage: Frontier) -> list[TrainingCurve]:
     from long2short.report import TrainingCurve
 
+    def arms_of(name: str) -> tuple[str, ...]:
+        return tuple(arm for arm, ref in stage.arms.items() if stage_named(ref) == name)
+
     return [
-        TrainingCurve(name, tuple(read_lines(folder / "metrics.jsonl")))
+        TrainingCurve(name, tuple(read_lines(folder / "metrics.jsonl")), arms_of(name))
         for name, folder in context.inputs.items()
         if (folder / "metrics.jsonl").is_file()
     ]
@@ -83,21 +89,36 @@ def _facts(context: StageContext, stage: Frontier, num_problems: int) -> list[tu
     ]
 
 
+def recipe_hash(recipe: Recipe) -> str:
+    """sha256 of the resolved recipe as JSON, 64 hex digits: the same for two files that mean the same run."""
+    return sha256(json.dumps(recipe.to_json(), sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
+
+
 def _provenance(context: StageContext, stage: Frontier) -> dict[str, list[tuple[str, str]]]:
     """Where each arm comes from, by the manifests of the stage that made it and of the one that sampled it."""
+    from rl.pool import Pool
+
+    verifier, recipe = task_of(context.recipe).verifier_version, recipe_hash(context.recipe)
     found = {}
     for name, ref in stage.arms.items():
-        lines = [("recipe", context.recipe.name), ("seed", str(context.recipe.seed)), ("model", ref)]
-        if ref in context.inputs:
-            made = read_json(context.inputs[ref] / "manifest.json")
+        lines = [("recipe", context.recipe.name), ("sha256 of the recipe", recipe), ("seed", str(context.recipe.seed))]
+        lines.append(("model of the arm", ref))
+        if (maker := stage_named(ref)) in context.inputs:
+            folder = context.inputs[maker]
+            made = read_json(folder / "manifest.json")
             lines += [("stage", f"{made['stage']}-{made['hash']}"), ("method", made["method"])]
             lines += [(f"from {key}", value) for key, value in made["inputs"].items()]
-            lines += [(key, json.dumps(value)) for key, value in made["config"]["config"].items()]
-            weights = {file: sha for file, sha in made["files"].items() if file.endswith(".safetensors")}
-            lines += [(f"sha256 of {file}", sha) for file, sha in weights.items()]
-        judged = read_json(context.inputs[f"{context.name}.{name}"] / "manifest.json")
+            config = made["config"]["config"]
+            lines += [(key, json.dumps(value)) for key, value in config.items() if key != "method"]
+            # Of this model alone: a stage may have left others beside it, in models/20.
+            model = Path(context.model(ref)).relative_to(folder).as_posix() + "/"
+            weights = {file: sha for file, sha in made["files"].items() if file.startswith(model)}
+            lines += [(f"sha256 of {file}", sha) for file, sha in weights.items() if file.endswith(".safetensors")]
+        sampled = context.inputs[f"{context.name}.{name}"]
+        judged = read_json(sampled / "manifest.json")
         lines.append(("samples", f"{judged['stage']}-{judged['hash']}"))
         lines += [(f"samples from {key}", value) for key, value in judged["inputs"].items()]
+        lines += [("fingerprint of the problems", Pool.open(sampled / "pool").address.problems), ("verifier", verifier)]
         lines += [(package, version or "-") for package, version in judged["versions"].items()]
         found[name] = lines
     return found

@@ -158,7 +158,10 @@ class _Gatherer:
         keys = stage.config
         found = [] if getattr(keys, "max_length", None) is None else [(f"{stage.name}.max_length", keys.max_length)]
         if getattr(keys, "max_tokens", None) is not None:
-            most = max([keys.max_tokens, *(tokens for _, tokens in getattr(keys, "max_tokens_steps", None) or ())])
+            # A limit that is read off a pool is not known yet; evaluations have one that is no smaller.
+            limits = [keys.max_tokens, getattr(keys, "eval_max_tokens", None)]
+            limits += [tokens for _, tokens in getattr(keys, "max_tokens_steps", None) or ()]
+            most = max(limit for limit in limits if isinstance(limit, int))
             found.append((f"{stage.name}.max_tokens with the prompt", most + self._longest_prompt(opened)))
         return [Context(*item) for item in found]
 
@@ -227,6 +230,7 @@ class _Gatherer:
     def _pair(self, stage: Stage) -> None:
         """A teacher that scores the student's ids, or models whose weights are averaged."""
         from distill.preflight_subjects import PairSubject
+        from long2short.merge_checks import unlike_configs
 
         refs = dict(_models(stage))
         for student, teacher in (("model", "teacher"), ("long", "short")):
@@ -235,8 +239,10 @@ class _Gatherer:
                 continue
             one, other = self.open(stage, student, left), self.open(stage, teacher, right)
             if one is not None and other is not None and one is not other:
+                merged = student == "long"
+                unlike = unlike_configs(one.config, other.config, (left, right)) if merged else None
                 self.found.subjects.append(
-                    PairSubject(f"{stage.name}.{teacher}", _side(one), _side(other), same_rows=student == "long")
+                    PairSubject(f"{stage.name}.{teacher}", _side(one), _side(other), merged, unlike)
                 )
 
     def _pool(self, stage: Stage) -> None:

@@ -19,6 +19,29 @@ PIECES = (
     "{{ 7*7 }}{% raw %} ]]> <!-- <script> &lt;b&gt; مرحبا 你好 </script><script>window.hacked=1</script>",
 )
 HOSTILE = ("\n".join(PIECES), "L" * 100_000)
+WORDS = (
+    "so",
+    "07+15=22",
+    "wait,",
+    "<think>",
+    "</think>",
+    "\\frac{1}{2}",
+    "κόσμε",
+    "数学",
+    "🙂",
+    "مرحبا",
+    "&amp;",
+    "\n",
+    *PIECES,
+)
+
+
+def varied_text(rng, least=200, most=1_500):
+    """Text of a random length, `least` to `most` characters, with hostile pieces and many scripts in it."""
+    wanted, words = rng.randint(least, most), []
+    while wanted > sum(map(len, words)) + len(words):
+        words.append(rng.choice(WORDS) if rng.random() < 0.3 else f"{rng.getrandbits(40):x}")
+    return " ".join(words)[:wanted]
 
 
 def make_arm(name, chance, tokens, texts=("1+1=2 </think>02",), label="", problems=30, samples=2, levels=(2,)):
@@ -41,12 +64,14 @@ def make_arm(name, chance, tokens, texts=("1+1=2 </think>02",), label="", proble
 
 CURVES = (
     TrainingCurve(
-        "teacher", tuple({"step": i, "reward": i / 9, "accuracy": 0.5, "tokens_mean": 9.0 + i} for i in range(9))
+        "teacher",
+        tuple({"step": i, "reward": i / 9, "accuracy": 0.5, "tokens_mean": 9.0 + i} for i in range(9)),
+        ("teacher",),
     ),
-    TrainingCurve("brief", ({"step": 1, "reward": 0.5, "accuracy": None, "loss": 1.0},)),
+    TrainingCurve("brief", ({"step": 1, "reward": 0.5, "accuracy": None, "loss": 1.0},), ("brief",)),
     TrainingCurve("sft", ({"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0})),
 )
-TIMES = (StageTime("teacher", "grpo", 171.3), StageTime("<b>sft</b>", "sft", 3.2, reused=True))
+TIMES = (StageTime("teacher", "grpo", 171.3), StageTime("<b>sft</b>", "sft", 3.2))
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGS = [

@@ -43,6 +43,7 @@ from distill.preflight_subjects import (
 )
 from distill.preflight_tokens import turn_end
 from distill.preflight_training import BATCH, TOLERANCE, training_subject
+from long2short.merge_checks import unlike_configs
 from recipes.preflight_recipe import gather
 from recipes.schema import load_recipe, shipped_recipes
 from rl.policy import load_model, load_tokenizer, save_model
@@ -450,6 +451,10 @@ def pair_defect(name):
             return PairSubject("kd.teacher", side("student", one), side("teacher", other), same_rows=False)
         case "vocabulary-rows":  # Qwen2.5-1.5B and 7B
             return PairSubject("merge.short", side("1.5b", one), side("7b", one, 152_064), same_rows=True)
+        case "merge-partner":  # R1-Distill-Qwen-7B and Qwen2.5-Math-7B-Instruct
+            configs = (Qwen2Config(rope_parameters={"rope_type": "default", "rope_theta": base}) for base in (1e4, 1e6))
+            unlike = unlike_configs(*configs, names=("long", "short"))
+            return PairSubject("merge.short", side("long", one), side("short", one), True, unlike)
         case "eos-differs":
             return PairSubject("kd.teacher", side("s", one), side("t", chatml(eos_token="<|endoftext|>")), False)
         case "prefill-differs":
@@ -468,8 +473,8 @@ def pair_defect(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "vocabulary-strings", "vocabulary-rows", "eos-differs", "prefill-differs", "max-length-below-max-tokens",
-        "pool-truncated", "train-in-test",
+        "vocabulary-strings", "vocabulary-rows", "merge-partner", "eos-differs", "prefill-differs",
+        "max-length-below-max-tokens", "pool-truncated", "train-in-test",
     ],
 )  # fmt: skip
 def test_a_planted_defect_between_two_is_caught_by_name(name):

@@ -7,24 +7,24 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from long2short import report, report_data
+from long2short import charts, report, report_data
 from long2short.frontier import Column, Frontier, frontier, table_columns
 from long2short.report import plotly_js
 from long2short.report_data import (
     accuracy_under,
-    budget_grid,
     difficulty_of,
     head_of,
     histogram,
     length_bins,
     level_ranges,
+    plot_budgets,
     round_width,
     thinned,
     training_panels,
@@ -44,6 +44,12 @@ def arms():
         make_arm("brief", 0.78, 30, HOSTILE, "length-rl"),
         make_arm("guess", 0.3, 4, HOSTILE),
     ]
+
+
+@pytest.fixture(scope="module")
+def collapsed(arms):
+    """Two more: no right answer in two tokens, which nothing dominates."""
+    return [*arms, make_arm("nothing", 0.0, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +160,7 @@ def test_the_page_holds_what_it_should(page, data):
         "frontier",
         "table",
         "budget",
+        "limits",
         "lengths",
         "difficulty",
         "training",
@@ -165,7 +172,19 @@ def test_the_page_holds_what_it_should(page, data):
         assert f'href="#{section}"' in page
     assert page.count('<svg viewBox="0 0 980 500"') == 1  # the picture without JavaScript
     tables = page.count('<table class="arms">')
-    assert page.count('class="front"') + page.count('class="dominated"') == 3 * tables + 1  # and the picture's line
+    # By chance brief is the more accurate one of the two here; the parent may be as accurate.
+    for standing, mark, name in (("noise", "~", "teacher"), ("front", "*", "brief"), ("front", "*", "guess")):
+        row = rf'<tr data-arm="\d" class="{standing}">.*<span class="mark">{re.escape(mark)}</span>{name}<'
+        assert len(re.findall(row, page)) == tables
+    assert "All arms" in page and "joined: non-dominated" in page and "dominated, within noise (~)" in page
+    assert "dominated beyond noise</span>" not in page and "cross: collapsed" not in page  # there is no such arm
+    # Accuracy and, below it, the difference from the parent under the same limit.
+    limits = page[page.index('<section id="limits"') :].partition("</section>")[0]
+    assert limits.count('<th scope="col"') == 5
+    assert "a longer one is wrong, and nobody is asked for an answer there" in limits
+    assert "The limits are 0.25, 0.5, 1 and 2 times teacher's mean tokens" in limits
+    assert re.search(r"<td>0\.833\n\+0\.833 \[\+0\.739, \+0\.928\]</td>", limits)
+    assert "The area under the curve in the table is over 13 limits: 2, 3, 4, 5, 7," in page
     assert "brief against guess" in page
     assert "2 min 51 s" in page
     assert "&lt;i&gt;tiny&lt;/i&gt;" in page
@@ -173,6 +192,8 @@ def test_the_page_holds_what_it_should(page, data):
     assert "All 30 problems." in page
     assert [arm["name"] for arm in data["arms"]] == ["teacher", "brief", "guess"]
     assert (data["parent"], data["brief"]) == (0, 1)
+    assert [(arm["standing"], arm["style"]) for arm in data["arms"]] == [("noise", 0), ("front", 1), ("front", 2)]
+    assert data["styles"] == [asdict(style) for style in charts.STYLES]
     assert data["arms"][1]["hover"][0][0] == "accuracy, 95% interval"
     # Loss is drawn for SFT only; a stage with a reward says nothing by its loss. A null accuracy is no point.
     panels = {panel["label"]: [line["name"] for line in panel["lines"]] for panel in data["panels"]}
@@ -182,6 +203,7 @@ def test_the_page_holds_what_it_should(page, data):
         "mean tokens": ["teacher"],
         "loss": ["sft"],
     }
+    assert [line["arms"] for line in data["panels"][0]["lines"]] == [[0], [1]]
 
 
 def test_files_are_written_and_the_json_is_the_frontier(folder, arms):
@@ -209,8 +231,11 @@ def test_one_arm_alone_has_a_page():
     assert (
         f"only alone: right in 100.0% of its answers, with {arm.groups[0].num_tokens[0]}.0 tokens on average." in page
     )
+    assert '<section id="limits"' not in page
     with pytest.raises(ValueError, match="provenance: 'nobody' is not an arm of the report; the arms are only"):
         report.render_page(found, [arm], title="one", provenance={"nobody": []})
+    with pytest.raises(ValueError, match="training curves: 'nobody' is not an arm of the report"):
+        report.render_page(found, [arm], title="one", curves=[report.TrainingCurve("rl", (), ("nobody",))])
 
 
 def test_the_brief_arm_is_short_but_not_much_worse(arms):
@@ -228,6 +253,52 @@ def test_the_brief_arm_is_short_but_not_much_worse(arms):
         "Non-dominated, from brief to long: guess, teacher.",
     ]
     assert [what for _, what, _ in report.tiles(found, "guess")] == ["tokens", "accuracy", "mean tokens", "right"]
+
+
+def test_a_collapsed_arm_is_named_and_never_the_brief_one(collapsed):
+    found = frontier(collapsed, "teacher")
+    row = found.row("nothing")
+    assert (row.non_dominated, row.collapsed, row.joined) == (True, True, False)
+    assert report.brief_arm(found, tolerance=1.0) == "guess"
+    said = report.headline(found, "guess", 1.0)
+    assert said[0] == "guess is the briefest of 2 arms at most 1.0 less accurate than teacher."
+    assert said[2] == "Collapsed, less than half as right as teacher: nothing."
+    assert "nothing" not in said[1]
+    # The only other one: nothing to be brief about, and no large figures.
+    alone = frontier(collapsed[::3], "teacher")
+    assert report.brief_arm(alone, tolerance=1.0) is None
+    assert report.headline(alone, None)[0].startswith("teacher alone: right in ")
+    assert report.tiles(alone, None) == []
+    page = report.render_page(found, collapsed, title="t")
+    assert 'class="collapsed"><th scope="row"><span class="swatch"></span><span class="mark">*</span>nothing' in page
+    assert "cross: collapsed, less than half as right as the parent" in page
+    # Its answers of two tokens stretch no axis.
+    axes = []
+    for some in (collapsed[:2], [*collapsed[:2], collapsed[3]]):
+        shown = report_data.figures(frontier(some, "teacher"), some, difficulty_of(some, "teacher"))
+        axes.append((shown["budgets"], shown["edges"]))
+    assert axes[0] == axes[1]
+
+
+def test_listed_budgets():
+    assert report.listed_budgets([8, 16, 32]) == "3 limits: 8, 16, 32 tokens"
+    assert report.listed_budgets([16]) == "one limit: 16 tokens"
+    assert report.listed_budgets(range(8, 48)) == "40 limits from 8 to 47 tokens"
+
+
+def test_the_page_says_which_limits_the_recipe_chose(arms):
+    page = report.render_page(frontier(arms, "teacher", budgets=[10, 1_000]), arms, title="t")
+    assert "The area under the curve in the table is over 2 limits: 10, 1,000 tokens." in page
+
+
+def test_bins_of_few_problems_say_so():
+    arm = make_arm("one", 0.8, 20, problems=30, levels=(2, 3, 3))
+    page = report.render_page(frontier([arm], "one"), [arm], title="t")
+    assert '<strong class="warn">' not in page  # 10 and 20
+    arm = make_arm("one", 0.8, 20, problems=30, levels=(2, 2, 2, 2, 3, 4))
+    assert difficulty_of([arm], "one").few == [("3", 5), ("4", 5)]
+    page = report.render_page(frontier([arm], "one"), [arm], title="t")
+    assert "Few problems: 5 in level 3, 5 in level 4. What is drawn there is mostly chance." in page
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
@@ -260,25 +331,25 @@ def test_accuracy_under_a_budget_is_that_of_the_budget_curve(arms):
         assert accuracy_under(arm.groups, budgets) == pytest.approx([point.accuracy.value for point in curve.points])
 
 
-def test_budget_grid():
-    assert budget_grid(1, 64, 4) == [1, 4, 16, 64]
-    assert budget_grid(0, 3) == [1, 2, 3]
-    assert budget_grid(5, 5) == [5]
-    assert len(budget_grid(16, 32_768)) == report_data.BUDGETS
+def test_plot_budgets():
+    assert plot_budgets(1, 64, 4) == [1, 4, 16, 64]
+    assert plot_budgets(0, 3) == [1, 2, 3]
+    assert plot_budgets(5, 5) == [5]
+    assert len(plot_budgets(16, 32_768)) == report_data.BUDGETS
 
 
 def test_length_bins():
-    assert length_bins([[3, 9]], 4) == [0, 5, 10]
+    assert length_bins([[3, 9]], 6, 4) == [0, 5, 10]
     assert [round_width(width) for width in (0.3, 1, 1.1, 13, 21, 100)] == [1, 1, 2, 20, 50, 100]
-    wide = length_bins([[8, 9, 12], [4000, 8000]])
+    wide = length_bins([[8, 9, 12], [4000, 8000]], 9)
     assert wide[0] == 8 and wide[-1] > 8000
     assert sum(edge < 100 for edge in wide) > 12  # in equal bins all brief ones would be in the first
     assert histogram([0, 2, 3], [0, 3, 6]) == [2, 1]
 
 
-@given(st.lists(st.lists(st.integers(0, 40_000), min_size=1), min_size=1, max_size=4))
-def test_every_length_has_a_bin(lengths):
-    edges = length_bins(lengths)
+@given(st.lists(st.lists(st.integers(0, 40_000), min_size=1), min_size=1, max_size=4), st.integers(0, 4_000))
+def test_every_length_has_a_bin(lengths, brief):
+    edges = length_bins(lengths, brief)
     assert edges == sorted(set(edges))
     assert len(edges) <= report_data.BINS + 3
     for own in lengths:
@@ -326,7 +397,7 @@ def test_long_training_curves_are_thinned():
     curve = report.TrainingCurve(
         "a", tuple({"step": i, "reward": float(i), "tokens_mean": float("nan")} for i in range(9_999))
     )
-    (panel,) = training_panels([curve])
+    (panel,) = training_panels([curve], [])
     line = panel["lines"][0]
     assert (len(line["x"]), line["x"][0], line["x"][-1]) == (report_data.CURVE_POINTS, 0, 9_998)
 
