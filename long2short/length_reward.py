@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from long2short.length_memory import Memory, Stated
 from long2short.length_objectives import GroupLengths, LengthObjective
-from rl.budget import thought_end
+from rl.prompts import THINK_CLOSE
+from rl.think_stats import tokens_until
 from rl.types import Completion, FinishReason, Problem, RolloutGroup
 
 if TYPE_CHECKING:
@@ -42,14 +43,17 @@ def total_tokens(completion: Completion) -> int:
 class ThinkTokens:
     """The tokens of the thought, with its `</think>`; all of them where the thought never closes.
 
-    Example, tokens in bars: "|4|=|4|</think>|4|" -> 4.
+    It ends where the judge begins to read, behind the last `</think>`: to close a thought early and go on thinking
+    saves nothing. Example, tokens in bars: "|4|=|4|</think>|4|" -> 4; "|</think>|4|</think>|4|" -> 3.
     """
 
     tokenizer: PreTrainedTokenizerBase
 
     def __call__(self, completion: Completion) -> int:
-        end = thought_end(self.tokenizer, completion.token_ids)
-        return completion.num_tokens if end is None else end.closed
+        place = completion.text.rfind(THINK_CLOSE)
+        if place < 0:
+            return completion.num_tokens
+        return tokens_until(self.tokenizer, completion.token_ids, place + len(THINK_CLOSE))
 
 
 @dataclass(frozen=True, slots=True)

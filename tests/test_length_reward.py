@@ -148,6 +148,8 @@ def test_scopes_count_the_thought_or_the_answer(tiny_model_folder):
     assert (think(closed), answer(closed)) == (thought, closed.num_tokens - thought)
     assert answer(closed) >= 1 and total_tokens(closed) == closed.num_tokens
     assert (think(whole), answer(whole)) == (whole.num_tokens, 0)
+    early = completion("1</think>1+1=2</think>02")  # the judge reads behind the last one
+    assert answer(early) == answer(closed) and think(early) > think(closed)
     seen = lengths_of(RolloutGroup(Problem("p", (), ""), (), (Rollout(closed, Verdict(Outcome.RIGHT)),)), 4, think)
     assert seen == GroupLengths((thought,), (True,), (False,), "p", 4) == GroupLengths((thought,), (True,), (), "p", 4)
 
