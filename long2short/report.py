@@ -37,6 +37,7 @@ from long2short.frontier import (
     table_columns,
 )
 from long2short.frontier_scores import PARENT_SHARES
+from long2short.frontier_text import table_csv, table_markdown
 from long2short.pictures import draw_png, draw_svg, families, meanings, points_of, standing
 from long2short.report_data import TrainingCurve, difficulty_of, figures, head_of, training_panels
 from long2short.report_examples import BYTES, examples
@@ -72,8 +73,11 @@ def write_report(
     facts: Sequence[tuple[str, str]] = (),
     provenance: Mapping[str, Sequence[tuple[str, str]]] = NOTHING,
 ) -> None:
-    """Write frontier.json, frontier.png, frontier.svg and report.html into `folder`; see `render_page`."""
+    """Write the frontier into `folder` in all its forms: frontier.json, .md, .csv, .png, .svg, and report.html; see
+    `render_page`."""
     write_json(folder / "frontier.json", found.to_json(), "frontier.table")
+    write_file(folder / "frontier.md", table_markdown(found), "frontier.text")
+    write_file(folder / "frontier.csv", table_csv(found), "frontier.text")
     write_file(folder / "frontier.png", draw_png(found), "frontier.png")
     write_file(folder / "frontier.svg", draw_svg(found), "frontier.svg")
     page = render_page(found, arms, title=title, curves=curves, times=times, facts=facts, provenance=provenance)

@@ -113,13 +113,9 @@ def _write(
     out: Path, found: Frontier, arms: Sequence[Arm], addresses: Mapping[str, PoolAddress], lines: Sequence[str]
 ) -> None:
     """All that a recipe's frontier stage writes."""
-    from long2short.frontier_text import table_csv, table_markdown
     from long2short.report import write_report
-    from rl.runs import write_file
 
     out.mkdir(parents=True, exist_ok=True)
-    write_file(out / "frontier.md", table_markdown(found), "frontier.text")
-    write_file(out / "frontier.csv", table_csv(found), "frontier.text")
     first = found.rows[0].summary
     write_report(
         out,

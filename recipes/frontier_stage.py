@@ -11,7 +11,7 @@ from recipes.methods import Frontier
 from recipes.runner import StageContext
 from recipes.schema import Recipe, stage_named
 from recipes.stage_inputs import problems_of, task_of
-from rl.runs import read_json, read_lines, write_file
+from rl.runs import read_json, read_lines
 
 if TYPE_CHECKING:
     from long2short.report import StageTime, TrainingCurve
@@ -21,7 +21,6 @@ def frontier(context: StageContext) -> None:
     from long2short.frontier import Arm
     from long2short.frontier import frontier as compare_arms
     from long2short.frontier_efficiency import efficiency_of
-    from long2short.frontier_text import table_csv, table_markdown
     from long2short.report import write_report
     from rl.evaluate import summarize
     from rl.policy import load_tokenizer
@@ -39,8 +38,6 @@ def frontier(context: StageContext) -> None:
         summary, spent = summarize(groups, task, tokenizer), efficiency_of(groups, task, tokenizer)
         arms.append(Arm(name, tuple(groups), summary, _family(context, ref), spent))
     found = compare_arms(arms, stage.parent, stage.compare, stage.budgets)
-    write_file(context.folder / "frontier.md", table_markdown(found), "frontier.text")
-    write_file(context.folder / "frontier.csv", table_csv(found), "frontier.text")
     write_report(
         context.folder,
         found,

@@ -207,7 +207,7 @@ def test_the_page_holds_what_it_should(page, data):
 
 
 def test_files_are_written_and_the_json_is_the_frontier(folder, arms):
-    names = ["frontier.json", "frontier.png", "frontier.svg", "report.html"]
+    names = ["frontier.csv", "frontier.json", "frontier.md", "frontier.png", "frontier.svg", "report.html"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert Frontier.from_json(read_json(folder / "frontier.json")) == frontier(arms, "teacher", [("brief", "guess")])
 
