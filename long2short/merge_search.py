@@ -147,8 +147,8 @@ def search_merges(
     for rank, name in enumerate(alive[1:], 2):
         (folder / "models").mkdir(exist_ok=True)
         candidates[name](folder / "models" / str(rank))
-    finalists = [PARENT, *found]
-    points = [(score.accuracy, score.mean_tokens) for score in (base, *found.values())]
+    finalists = {name: scores.mean(name, problems) for name in [PARENT, *history[-1]["candidates"]]}
+    marks = non_dominated([(score.accuracy, score.mean_tokens) for score in finalists.values()])
     summary = {
         "chosen": chosen.name,
         "reason": chosen.reason,
@@ -157,7 +157,7 @@ def search_merges(
         "order": alive,
         "points": {
             name or "parent": {**scores.point(name, problems), "frontier": mark}
-            for name, mark in zip(finalists, non_dominated(points), strict=True)
+            for name, mark in zip(finalists, marks, strict=True)
         },
         "model": dict(merged),
     }

@@ -203,15 +203,20 @@ def group(number, *attempts, text="1 </think>02", answer="02"):
     return RolloutGroup(Problem(f"p{number}", (TextPart("01+01"),), answer), (1,), tuple(rollouts))
 
 
+def change(point):
+    assert point.difference is not None
+    return point.difference
+
+
 def test_at_a_limit_by_hand():
     parent, arm = [group(0, (True, 1), (True, 4))], [group(0, (True, 2), (True, 2))]
     found = at_limit(arm, parent, 3)
-    assert (found.limit, found.accuracy.value, found.difference.value) == (3, 1.0, 0.5)
-    assert at_limit(arm, parent, 1).difference.value == -0.5
+    assert (found.limit, found.accuracy.value, change(found).value) == (3, 1.0, 0.5)
+    assert change(at_limit(arm, parent, 1)).value == -0.5
     own = at_limit(parent, None, 4)
     assert (own.accuracy.value, own.difference) == (1.0, None)
     undecided = [group(0, (True, 1), (True, 4), (None, 900))]
-    assert at_limit(arm, undecided, 3).difference.value == 0.5
+    assert change(at_limit(arm, undecided, 3)).value == 0.5
     assert parent_limits(79.3) == (20, 40, 80, 159) and parent_limits(1) == (1, 2)
 
 
@@ -227,7 +232,7 @@ def test_at_a_limit_equals_a_count(rows, limit):
     kept = sum(right and tokens <= limit for row in rows for right, tokens in row)
     lost = sum(not right and tokens < limit for row in rows for right, tokens in row)
     assert found.accuracy.value == pytest.approx(kept / (2 * len(rows)))
-    assert found.difference.value == pytest.approx((kept - lost) / (2 * len(rows)))
+    assert change(found).value == pytest.approx((kept - lost) / (2 * len(rows)))
 
 
 def test_what_dominates_beyond_noise():
@@ -394,7 +399,7 @@ def test_csv_has_every_number_unrounded(arms):
         else:
             assert float(line["difference_accuracy_signs_p"]) == row.difference.accuracy_signs.p
             assert int(line["difference_only_any_parent"]) == row.difference.only_any[1]
-            assert float(line[f"at_limit_{point.limit}_difference_high"]) == point.difference.high
+            assert float(line[f"at_limit_{point.limit}_difference_high"]) == change(point).high
         assert line["dominated_by"] == " ".join(row.dominated_by)
 
     row = found.rows[0]
