@@ -50,10 +50,11 @@ class ThinkTokens:
     tokenizer: PreTrainedTokenizerBase
 
     def __call__(self, completion: Completion) -> int:
-        place = completion.text.rfind(THINK_CLOSE)
-        if place < 0:
-            return completion.num_tokens
-        return tokens_until(self.tokenizer, completion.token_ids, place + len(THINK_CLOSE))
+        ids = completion.token_ids
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        _, closing, answer = text.rpartition(THINK_CLOSE)
+        return tokens_until(self.tokenizer, ids, len(text) - len(answer)) if closing else len(ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -461,6 +461,7 @@ def test_another_byte_in_the_problem_file_recomputes_its_readers(recipe_file: Pa
 
 # Another valid value for the keys where neither half of it nor one more is one.
 OTHER = {
+    "keep_models": "true",
     "problems": "dev",
     "keep": "best",
     "overflow": "drop",
@@ -514,6 +515,7 @@ BESIDE = {
     "weights": ("weight=null", "weights={default: 0.5}"),
     **dict.fromkeys(("scale", "density", "normalize"), TIES),
     "ratio_cap": ("loss=cispo",),
+    "keep_models": ("eval_every=1",),
     "general": ("reward_models=[{kind: preference, model: org/rm, weight: 1.0}]",),
     "judge": ("keep=judge", "judge={kind: preference, model: org/rm}"),
     "tau": ("loss=mirror-descent", "aggregation=sequence-sums", "tau=0.2"),
