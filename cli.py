@@ -392,10 +392,13 @@ def frontier(
             raise ValueError(f"recipe {loaded.name} has no frontier stage")
         _run(loaded, names, runs, as_json, markdown)
         return
-    from recipes.console import frontier_text, show
+    from recipes.console import frontier_text, say, show
 
     refuse_unread(False, {"--set": overrides, "--seed": seed is not None, "--runs": runs != RUNS})
     value, lines = frontier_of_pools(arms or (), parent, problems, task, split, count, tokenizer, out)
+    if markdown is not None:
+        for line in lines:
+            say(line)  # beside the table, which may go into a file
     table = frontier_text(value) if markdown is None else frontier_forms([value], markdown)
     show(value, table if markdown is not None else "\n".join([table, *lines]), as_json)
 

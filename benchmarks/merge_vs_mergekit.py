@@ -43,7 +43,6 @@ from rl.tasks.tiny_models import make_tokenizer
 
 WEIGHT, DENSITY = 0.6, 0.8
 ULPS = 1.0  # bf16 ulps of the larger parent that a result may differ by; TIES' equals at the threshold are told apart
-MADE = ("base", "long", "short", "ours", "mergekit")  # in --folder, which may hold other things
 RULES = {"linear": LINEAR, "ties": ties(DENSITY), "slerp": Rule(slerp)}
 SHARD_BYTES = 1_500_000_000
 THREADS = torch.get_num_threads()  # for both tools
@@ -261,7 +260,7 @@ def main() -> None:
     parser.add_argument("--one", choices=RULES, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    folder: Path = asked.folder
+    folder: Path = asked.folder if asked.one else asked.folder / "merge_vs_mergekit"  # its own, to be removed
     if asked.one:
         base = folder / "base" if RULES[asked.one].takes_base else None
         merge(asked.out, Parents(folder / "long", folder / "short", base), Weights(WEIGHT), RULES[asked.one])
@@ -281,10 +280,7 @@ def main() -> None:
         found = {rule: compare(folder, rule, asked.rounds, largest) for rule in asked.rules.split(",")}
     finally:
         if not asked.keep:
-            for made in MADE:
-                shutil.rmtree(folder / made, ignore_errors=True)
-            for rule in RULES:
-                (folder / f"{rule}.yml").unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
     bad = [rule for rule, one in found.items() if not one.within]
     if bad:
         raise SystemExit(f"beyond its bounds (memory, or more than {ULPS} ulp of the larger parent): {', '.join(bad)}")

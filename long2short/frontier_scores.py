@@ -1,4 +1,4 @@
-"""The numbers of the frontier that need two arms or more: who dominates whom, AES, accuracy at equal tokens.
+"""The numbers of the frontier that need two arms or more: who dominates whom, AES, accuracy at a common limit.
 
 * AES: of the line of work after O1-Pruner (2501.12570), see `accuracy_efficiency`.
 * The overthinking score of LLMThinkBench, see `overthinking_scores`. Its token efficiency is a min–max over the arms at
@@ -142,10 +142,14 @@ def _within(groups: Sequence[RolloutGroup], limit: int) -> NDArray[np.float64]:
 
 def dominates_beyond_noise(groups: Sequence[RolloutGroup], other: Sequence[RolloutGroup]) -> bool:
     """Whether `other` is at least as accurate and as brief beyond noise: of both paired differences, `groups` minus
-    `other`, the whole 95 % interval is on the wrong side (accuracy at most 0, tokens at least 0).
+    `other`, the whole 95 % interval is on the wrong side (accuracy at most 0, tokens at least 0). Two that are equally
+    accurate are not told apart, however their tokens differ; nor are two without a problem decided on both sides.
 
     Example: .80 at 60 tokens against .95 at 40 on 100 problems: yes; .937 at 79 against .941 at 55: no.
     """
+    decided = {group.problem.id for group in other if decided_rollouts(group)}
+    if not any(group.problem.id in decided and decided_rollouts(group) for group in groups):
+        return False
     pairs = paired(groups, other)
     sides = [[pair[side] for pair in pairs] for side in (0, 1)]
     right = [stats.shares([[r.right for r in decided_rollouts(group)] for group in side]) for side in sides]

@@ -60,8 +60,9 @@ class GroupLengths:
             object.__setattr__(self, "truncated", (False,) * len(self.right))
 
     def beyond(self, limit: float) -> tuple[bool, ...]:
-        """Which completions are beyond a limit, in tokens: (k,). One that ran out of tokens is beyond any limit: it has
-        exactly the stage's max_tokens, and would have gone on.
+        """Which completions are beyond a limit that is max_tokens or like it: (k,). One that ran out of tokens is: it
+        has exactly the stage's max_tokens, and would have gone on. Rules whose target lies far below compare the length
+        alone (LASER, Toggle).
 
         Example: lengths (5, 9, 9), the last one truncated, limit 9 -> (False, False, True).
         """

@@ -128,13 +128,14 @@ def compared(found: Both) -> dict[str, Any]:
     """Both sides and the paired difference as JSON values."""
     from rl.evaluate import compare
 
+    difference = compare(*found.groups).to_json()  # first: it says what cannot be compared
     return {
         "verifier": found.verifier,
         "samples": found.samples,
         "held": list(found.held),
         "differs": {name: list(pair) for name, pair in found.differs.items()},
         "sides": [_side(groups) for groups in found.groups],
-        "difference": compare(*found.groups).to_json(),
+        "difference": difference,
     }
 
 

@@ -200,7 +200,8 @@ def stage_notes(result: StageResult) -> list[str]:
         return []
     summary = json.loads(path.read_text(encoding="utf-8"))
     if result.method == "pairs":  # now, and not only at the end: the next stage may train on them for hours
-        return [" ".join(line.split()) for line in pairs_lines(summary)[:PAIRS_AT_A_GLANCE]]
+        shown = PAIRS_AT_A_GLANCE if summary["pairs"] else 1
+        return [" ".join(line.split()) for line in pairs_lines(summary)[:shown]]
     if result.method in ("select", "merge_search"):
         return [f"chose {summary['chosen']}: {summary['reason']}"] if "reason" in summary else []
     stopped = summary.get("stopped")

@@ -102,11 +102,12 @@ def _compare(
         spent = None if tokenizer is None else efficiency_of(groups, chosen.task, tokenizer)
         loaded.append(Arm(name, groups, summarize(groups, chosen.task, tokenizer), efficiency=spent))
     found = frontier(loaded, parent)
-    lines = _other_settings(addresses, parent)
+    differs = _other_settings(addresses, parent)
+    page = None if out is None else out / "report.html"
     if out is not None:
-        _write(out, found, loaded, addresses, lines)
-        lines.append(f"page: {out / 'report.html'}")
-    return found.to_json() | {"differs": lines}, lines
+        _write(out, found, loaded, addresses, differs)
+    value = found.to_json() | {"differs": differs, "page": None if page is None else str(page)}
+    return value, [*differs, *([] if page is None else [f"page: {page}"])]
 
 
 def _write(

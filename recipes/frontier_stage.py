@@ -88,7 +88,8 @@ def _facts(context: StageContext, stage: Frontier, num_problems: int) -> list[tu
 
 def recipe_hash(recipe: Recipe) -> str:
     """sha256 of the resolved recipe as JSON, 64 hex digits: the same for two files that mean the same run."""
-    return sha256(json.dumps(recipe.to_json(), sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
+    means = {key: value for key, value in recipe.to_json().items() if key not in ("name", "description")}
+    return sha256(json.dumps(means, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
 
 
 def _provenance(context: StageContext, stage: Frontier) -> dict[str, list[tuple[str, str]]]:

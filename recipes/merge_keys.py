@@ -122,7 +122,7 @@ class MergeSearch(SamplingKeys):
             repeated = [value for index, value in enumerate(values) if value in values[:index]]
             if repeated:
                 value = repeated[0]
-                shown = value["default"] if isinstance(value, dict) and len(value) == 1 else value
+                shown = value["default"] if isinstance(value, dict) and value.keys() == {"default"} else value
                 yield key, f"has {shown} more than once"
         for entry in self.grid:
             if isinstance(entry, dict):

@@ -139,8 +139,8 @@ class PolicyKeys(SamplingKeys):
     eval_samples: Count = 2
     """Completions per problem in an evaluation."""
     eval_max_tokens: Count | None = None
-    """Longest completion of an evaluation in tokens [the larger of sampling.max_tokens and max_tokens]: a smaller limit
-    in training must not look like a loss of accuracy."""
+    """Longest completion of an evaluation in tokens [the largest of sampling.max_tokens, max_tokens and that of the
+    pool which max_tokens is read off]: a smaller limit in training must not look like a loss of accuracy."""
     save_every: Count = 10
     """Write a checkpoint every this many steps."""
     keep: Literal["last", "best", "balance"] = "last"
@@ -167,6 +167,8 @@ class PolicyKeys(SamplingKeys):
             )
         if self.keep != "last" and not self.eval_every:
             yield "keep", f"{self.keep} needs evaluations: set eval_every above 0, or keep: last"
+        if self.eval_max_tokens is not None and not self.eval_every:
+            yield "eval_max_tokens", "has no effect without evaluations: set eval_every above 0, or remove it"
         if self.keep_models and not self.eval_every:
             yield "keep_models", "keeps the models of evaluations: set eval_every above 0"
         if self.stop_at_accuracy is not None and not self.eval_every:

@@ -65,9 +65,8 @@ def limits_of(stage: PolicyKeys, max_tokens: int) -> StepSchedule:
 
 
 def dev_settings(stage: PolicyKeys, sampling: SamplingSettings) -> SamplingSettings:
-    """How the dev problems are sampled: as the rollouts are, up to a limit of their own."""
-    assert stage.eval_max_tokens is not None  # filled in when the recipe was checked
-    return replace(sampling, max_tokens=stage.eval_max_tokens)
+    """How the dev problems are sampled, if they are: as the rollouts are, up to a limit of their own."""
+    return sampling if stage.eval_max_tokens is None else replace(sampling, max_tokens=stage.eval_max_tokens)
 
 
 def schedule_of(stage: PolicyKeys) -> Schedule:

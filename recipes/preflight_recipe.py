@@ -109,7 +109,7 @@ class _Gatherer:
             return ref if reference.path is None else str(reference.path), ()
         folder = self.folders.get(reference.ref)
         if folder is not None and folder.finished:
-            return str(folder.final / "model"), ()
+            return str(folder.final / ("model" if reference.part is None else f"models/{reference.part}")), ()
         keys = self.recipe.stages[reference.ref].config
         key = next((key for key in COMES_FROM if isinstance(getattr(keys, key, None), str)), None)
         found = None if key is None else self._source(getattr(keys, key))
@@ -158,10 +158,10 @@ class _Gatherer:
         keys = stage.config
         found = [] if getattr(keys, "max_length", None) is None else [(f"{stage.name}.max_length", keys.max_length)]
         if getattr(keys, "max_tokens", None) is not None:
-            # A limit that is read off a pool is not known yet; evaluations have one that is no smaller.
+            # A limit that is read off a pool is not known yet: at most that of evaluations, or of the recipe.
             limits = [keys.max_tokens, getattr(keys, "eval_max_tokens", None)]
             limits += [tokens for _, tokens in getattr(keys, "max_tokens_steps", None) or ()]
-            most = max(limit for limit in limits if isinstance(limit, int))
+            most = max((limit for limit in limits if isinstance(limit, int)), default=self.recipe.sampling.max_tokens)
             found.append((f"{stage.name}.max_tokens with the prompt", most + self._longest_prompt(opened)))
         return [Context(*item) for item in found]
 

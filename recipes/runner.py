@@ -134,7 +134,10 @@ def _one_of(folder: Path, reference: Reference) -> Path:
     if not found.is_dir():
         there = sorted((path.name for path in folder.glob("*")), key=lambda name: (len(name), name))
         has = f"it has {', '.join(there)}" if there else "it has none"
-        raise ValueError(f"stage {reference.ref} ended without the model {reference.written}; {has}")
+        raise ValueError(
+            f"stage {reference.ref} ended without the model {reference.written}; {has}: it was stopped early, so name "
+            f"one of these, or {reference.ref}"
+        )
     return found
 
 

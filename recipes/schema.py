@@ -29,6 +29,7 @@ from recipes.policy_keys import PolicyKeys
 from recipes.presets import fill_in_presets
 from recipes.problem_keys import Problems, is_path, source_kind
 from recipes.r1_keys import MadeTraces
+from recipes.rl_keys import FromPool
 from recipes.sampling_keys import Sampling
 from recipes.trace_keys import ImportTraces, Traces
 from rl.sources import is_saved_dataset
@@ -383,11 +384,9 @@ class _Resolver:
             if isinstance(keys, PolicyKeys):
                 for key, message in keys.problems_with_limits():
                     fault(key, message)
-                if keys.eval_max_tokens is None:
-                    own = (
-                        keys.max_tokens if isinstance(keys.max_tokens, int) else 0
-                    )  # else read off a pool, and smaller
-                    keys = keys.model_copy(update={"eval_max_tokens": max(own, self.sampling.max_tokens)})
+                if keys.eval_every and keys.eval_max_tokens is None:
+                    limits = (self.sampling.max_tokens, self._most_tokens(keys))
+                    keys = keys.model_copy(update={"eval_max_tokens": max(limits)})
             return keys
         if isinstance(keys, MadeTraces) and self.problems.source != "tiny":
             fault("method", f"made_traces are of the tiny world, and problems.source is {self.problems.source[:40]}")
@@ -396,6 +395,15 @@ class _Resolver:
                 fault("levels", "required, because the problems are not the tiny world's")
             return keys.model_copy(update={"levels": self.problems.levels})
         return keys
+
+    def _most_tokens(self, keys: PolicyKeys) -> int:
+        """The longest completion that a stage may train on; a limit read off a pool is at most the pool's own."""
+        given = keys.max_tokens
+        if isinstance(given, FromPool):
+            pool = self.stages.get(given.pool)
+            drawn = pool.config.max_tokens if pool is not None and isinstance(pool.config, Sample) else None
+            return drawn or 0
+        return given or 0
 
     def _problems_of(self, name: str, fault: Callable[[str, str], None]) -> list[Reference]:
         """Where a stage gets its problems from, as something that it reads: nothing in the tiny world."""

@@ -125,7 +125,7 @@ class RunState:
             path.unlink()
         shutil.rmtree(self.folder / "best", ignore_errors=True)  # of a later step than the checkpoint, or torn
         for path in (self.folder / "models").glob("*"):
-            if int(path.name) > self.step:
+            if path.name.isdigit() and int(path.name) > self.step:
                 shutil.rmtree(path)
         if checkpoint is None:
             self.metrics_path.unlink(missing_ok=True)

@@ -196,5 +196,9 @@ def test_the_frontier_of_pools_writes_its_page_and_names_other_settings(
     row = json.loads((out / "frontier.json").read_text())["rows"][0]
     assert row["efficiency"] is not None and row["summary"]["think_tokens"] is not None
     assert "cool was drawn with another temperature" in (out / "report.html").read_text()
+    value = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
+    assert value["page"] is None and len(value["differs"]) == 1
+    shown = CliRunner().invoke(cli.app, [*command, "--markdown"])
+    assert "another temperature" in shown.stderr and shown.stdout.startswith("| ")
     again = CliRunner().invoke(cli.app, [*command, "--out", str(out)])
     assert again.exit_code == 2 and "holds something already; name a new folder" in again.output

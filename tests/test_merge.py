@@ -123,25 +123,26 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 parents = Parents(folder / "long", folder / "short", folder / "long" if name == "ties" else None)
-merge(folder / "merged", parents, Weights(0.5), rule)
-over.set()
-watcher.join()
+try:
+    merge(folder / "merged", parents, Weights(0.5), rule)
+finally:
+    over.set()
+    watcher.join()
 print(most[0] - before)
 """
 
 
 @pytest.mark.parametrize("rule", ["linear", "slerp", "ties"])
 def test_memory_does_not_grow_with_the_model(tmp_path, rule):
-    """Two models of 50 MB: their merge takes less memory than one of them, and within the bound of the benchmark."""
+    """Two models of 50 MB: their merge takes less memory than one of them."""
     tokenizer = make_tokenizer()
     for name, seed, hidden in (("small", 0, 32), ("long", 1, 512), ("short", 2, 512)):
         save_model(make_model(hidden, 4, 8, tokenizer, seed), tokenizer, tmp_path / name)
     layout = read_layout(tmp_path / "long")
-    whole, largest = sum(i.num_bytes for i in layout.values()), max(i.num_bytes for i in layout.values())
+    whole = sum(info.num_bytes for info in layout.values())
     command = [sys.executable, "-c", MEASURED, str(tmp_path), rule]
-    taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    taken = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout)
     assert whole > 40_000_000
-    assert taken < 4 * largest + 500_000_000
     assert taken < whole, f"{taken / 1e6:.0f} MB for a model of {whole / 1e6:.0f} MB"
 
 

@@ -250,6 +250,7 @@ def test_a_recipe_searches_and_merges(recipe_file, tmp_path, request):
         ("rule: slerp", "rule: slerp\n    normalize: false", "normalize: has no effect with rule: slerp"),
         ("grid: [0.25,", "grid: [1.0,", "grid: has 1.0 more than once"),
         ("grid: [0.25,", "grid: [{default: 1}, ", "grid: has 1.0 more than once"),
+        ("grid: [0.25,", "grid: [{mlp: 0.5}, {mlp: 0.5},", "grid: has {'mlp': 0.5} more than once"),
         ("rule: slerp", "rule: slerp\n    scales: [0.5, 0.5]", "scales: has 0.5 more than once"),
         (
             "rule: slerp",

@@ -90,6 +90,14 @@ def test_evaluations_have_the_recipes_limit_not_the_smaller_one_of_training(reci
     longer = load_recipe(recipe_file, ["teacher.max_tokens=40"])
     assert longer.stages["teacher"].config.eval_max_tokens == 40
     assert load_recipe(recipe_file, ["brief.eval_max_tokens=30"]).stages["brief"].config.eval_max_tokens == 30
+    # Without evaluations there is no such limit, and sampling.max_tokens changes no address.
+    assert load_recipe(recipe_file, ["brief.eval_every=0"]).stages["brief"].config.eval_max_tokens is None
+    # A limit read off a pool is at most the pool's.
+    pooled = RECIPE.replace(
+        "  brief:", "  pool: {method: sample, model: teacher, samples: 2, max_tokens: 96}\n  brief:"
+    )
+    recipe_file.write_text(pooled.replace("max_tokens: 12", "max_tokens: {percentile: 75, pool: pool}"))
+    assert load_recipe(recipe_file).stages["brief"].config.eval_max_tokens == 96
     # What the stage evaluates at step 0 is its start, under the same limit and seed whatever it trains with.
     scores = []
     for limit in (12, 6):
