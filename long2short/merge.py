@@ -7,7 +7,8 @@ the weighted average, slerp, and the rules on deltas from a base.
 Arithmetic is fp32. Config, generation config, tokenizer, chat template, the dtype of each tensor and the division into
 files are those of one parent, the long one unless another is named, so that the result is prompted like it. Weight 1
 and 0 copy a parent's tensors where the rule leads there, so the ends of a sweep are the parents, bit for bit (where the
-parents share a dtype).
+parents share a dtype: the summary has both). An output layer that is tied to the embedding and stored beside it is
+merged as the embedding is, so that they stay equal and tied.
 
 Only relatives can be merged (long2short/merge_checks.py). A tensor is read from mapped files, merged and written in
 pieces of 1 MiB, several at a time, each by one thread: reading, computing and writing overlap, and memory does not grow
@@ -28,8 +29,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from long2short.merge_checks import check_relatives
-from long2short.merge_files import COPIED, DTYPES, INDEX, ModelFolder, ShardWriter, TensorInfo, by_file, open_shard
+from long2short.merge_checks import check_relatives, tied_tensors
+from long2short.merge_files import DTYPES, ModelFolder, ShardWriter, TensorInfo, by_file, open_shard
 from long2short.merge_rules import PIECE, Parts, Rule, linear
 from long2short.merge_weights import Weights
 from rl.faults import fault
@@ -62,23 +63,31 @@ def merge(
     `report(tensors done, tensors)`. As many threads as torch has work on it.
 
     Errors: ValueError, naming the tensor, key or token, for parents that are no relatives, for a weight's pattern that
-    matches nothing, for values that are not finite, and for a result that overflows its dtype; OSError of a full disk.
-    After an error nothing is left. Example: long 2.0, short -1.0, weight 0.75 -> 1.25.
+    matches nothing, for different weights of tied tensors, for values that are not finite, for a result that overflows
+    its dtype, and for an output that is or holds a parent; OSError of a full disk. After an error nothing is left.
+
+    Example: long 2.0, short -1.0, weight 0.75 -> 1.25.
     """
     folders = open_parents(parents, rule)
-    for folder in folders:
-        if folder.path.resolve() == output.resolve():
-            raise ValueError(f"{output} is one of the parents, which the result would replace; name another folder")
+    for path in (folder.path.resolve() for folder in folders):
+        if output.resolve() in (path, *path.parents):
+            does = "is" if output.resolve() == path else "holds"
+            raise ValueError(f"{output} {does} one of the parents, which the result would replace; name another folder")
     like = folders[1 if parents.like_short else 0]
     shares = weights.for_tensors(like.tensors)
+    tied = tied_tensors(like)
+    for head, embedding in tied.items():
+        if shares[head] != shares[embedding]:
+            raise ValueError(
+                f"weights: {head} has {shares[head]} and {embedding} {shares[embedding]}, but the config ties them; "
+                "give both the same weight"
+            )
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_weights(partial, folders, like, shares, rule, report)
-        for name in (*COPIED, INDEX):
-            if (like.path / name).is_file():
-                shutil.copyfile(like.path / name, partial / name)
+        _write_weights(partial, folders, like, shares, tied, rule, report)
+        like.copy_rest(partial)
         fault("merge.model")
         shutil.rmtree(output, ignore_errors=True)
         partial.rename(output)
@@ -116,6 +125,7 @@ def _write_weights(
     folders: Sequence[ModelFolder],
     like: ModelFolder,
     shares: dict[str, float],
+    tied: dict[str, str],
     rule: Rule,
     report: Callable[[int, int], None],
 ) -> None:
@@ -126,7 +136,8 @@ def _write_weights(
             with open_shard(partial / file, tensors) as writer, _single_threads() as pool:
                 for name, info in tensors.items():
                     fault("merge.tensor")
-                    tensor = _Tensor(name, info, tuple(read(name) for read in readers), pool)
+                    parts = tuple(read(name) for read in readers)
+                    tensor = _Tensor(name, tied.get(name, name), info, parts, pool)
                     tensor.merge(rule, shares[name], writer)
                     done += 1
                     report(done, len(like.tensors))
@@ -152,15 +163,18 @@ class _Tensor:
     """One tensor of all parents, in pieces."""
 
     name: str
+    drawn_as: str  # what a rule that draws knows it by: its own name, or that of the one it is tied to
     info: TensorInfo  # of the result
     parents: Parts  # flat views of the mapped files, in their own dtypes
     pool: ThreadPoolExecutor
 
     def merge(self, rule: Rule, weight: float, writer: ShardWriter) -> None:
+        if not self.info.numel:
+            return  # nothing to take a length or a threshold of, nothing to write
         dtype = DTYPES[self.info.dtype]
         copied = rule.interpolates and weight in (0, 1)
         source = self.parents[0 if weight == 1 else 1]
-        combine = None if copied else rule.prepare(self.name, weight, self.each)
+        combine = None if copied else rule.prepare(self.drawn_as, weight, self.each)
 
         def write(index: int) -> None:
             parts = self.parts(index)

@@ -9,13 +9,16 @@ Line: `reason long2short RECIPE`, the stage with `method: merge`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
+from distill.preflight_subjects import EMBEDDING, HEAD
 from long2short.merge_files import ModelFolder
 
-# Config keys that may differ: they do not change what a weight means.
+# Keys of a config, and of a config in it, that may differ: they do not change what a weight means.
 FREE_KEYS = {
     "_name_or_path",
     "transformers_version",
@@ -62,14 +65,41 @@ def unlike_configs(one: PreTrainedConfig, other: PreTrainedConfig, names: tuple[
 
     Example: "config key rope_theta is 10000.0 in ./long and 1000000.0 in ./short: weights trained under one ...".
     """
-    ours, theirs = one.to_dict(), other.to_dict()
-    for key in sorted((ours.keys() | theirs.keys()) - FREE_KEYS):
+    ours, theirs = _bound_keys(one.to_dict()), _bound_keys(other.to_dict())
+    for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             return (
                 f"config key {key} is {ours.get(key)!r} in {names[0]} and {theirs.get(key)!r} in {names[1]}: weights "
                 "trained under one do not fit the other"
             )
     return None
+
+
+def _bound_keys(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The keys that decide what a weight means; those of a config in the config as `text_config.hidden_size`."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if key.endswith("_config") and isinstance(value, Mapping):
+            found |= _bound_keys(value, f"{path}{key}.")
+        elif key not in FREE_KEYS:
+            found[f"{path}{key}"] = value
+    return found
+
+
+def tied_tensors(folder: ModelFolder) -> dict[str, str]:
+    """Output layer -> input embedding of a folder whose config ties them and which stores both all the same; else {}.
+
+    transformers ties such two as long as their values are equal, so a merge has to do the same to both. Example:
+    `{"lm_head.weight": "model.embed_tokens.weight"}`.
+    """
+    head, embedding = _find(folder, HEAD), _find(folder, EMBEDDING)
+    if head is None or embedding is None or not AutoConfig.from_pretrained(str(folder.path)).tie_word_embeddings:
+        return {}
+    return {head: embedding}
+
+
+def _find(folder: ModelFolder, endings: Sequence[str]) -> str | None:
+    return next((name for end in endings for name in folder.tensors if f".{name}".endswith(f".{end}")), None)
 
 
 def _check_vocabularies(one: Path, other: Path, special_tokens: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,9 +37,11 @@ COPIED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
 )
+CHAT_TEMPLATES = "additional_chat_templates/*.jinja"  # beside the default one
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -69,6 +72,16 @@ class ModelFolder:
     path: Path
     tensors: Mapping[str, TensorInfo]
 
+    def copy_rest(self, target: Path) -> None:
+        """Copy what is not weights into the folder `target`; of weights in shards their index, too."""
+        sharded = any(info.file != SINGLE for info in self.tensors.values())
+        names = [*COPIED, INDEX] if sharded else list(COPIED)
+        found = [self.path / name for name in names if (self.path / name).is_file()]
+        for source in [*found, *sorted(self.path.glob(CHAT_TEMPLATES))]:
+            copy = target / source.relative_to(self.path)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, copy)
+
     @classmethod
     def open(cls, name: str | Path) -> ModelFolder:
         """A model folder, or the files of a hub id."""
@@ -94,18 +107,22 @@ def find_folder(name: str | Path) -> Path:
         raise ValueError(f"{name} is not a folder")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, allow_patterns=["*.safetensors", INDEX, *COPIED]))
+    return Path(snapshot_download(name, allow_patterns=["*.safetensors", INDEX, *COPIED, CHAT_TEMPLATES]))
 
 
 def read_layout(folder: Path) -> dict[str, TensorInfo]:
-    """Name, file, shape and dtype of every tensor of a model folder, in file order; only safetensors are read."""
-    if (folder / INDEX).is_file():
-        weight_map: dict[str, str] = read_json(folder / INDEX)["weight_map"]
+    """Name, file, shape and dtype of every tensor of a model folder, in file order; only safetensors are read.
+
+    Of a single file and an index beside it the single file counts, as in `from_pretrained`.
+    """
+    weight_map: dict[str, str] = {}
+    if (folder / SINGLE).is_file():
+        names = [SINGLE]
+    elif (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX)["weight_map"]
         names = sorted(set(weight_map.values()))
         if any(Path(name).name != name for name in names):
             raise ValueError(f"{folder / INDEX} names a file outside its folder")
-    elif (folder / SINGLE).is_file():
-        weight_map, names = {}, [SINGLE]
     else:
         raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}: only safetensors can be merged")
     tensors: dict[str, TensorInfo] = {}

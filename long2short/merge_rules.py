@@ -15,6 +15,7 @@ a function that merges one. Sums over pieces are fp64, in order: results do not 
 Deviations. TIES keeps every delta whose magnitude equals the threshold, as the authors' code does; mergekit keeps
 exactly the share, and its sort decides which of equals go. Long and short are weighted in every rule: equal shares are
 the papers' unweighted sums up to `scale`. DARE's mask is drawn per piece from (seed, tensor, parent, piece).
+A tensor without elements stays as it is.
 
 Line: `reason long2short RECIPE`, the stage with `method: merge` and `rule: ties`.
 """
@@ -57,7 +58,7 @@ def merge_tensor(rule: Rule, parents: Parts, weight: float, name: str = "") -> t
     Examples: long (2, 1), short (-1, 1): `merge_tensor(Rule(linear), ..., 0.75)` is (1.25, 1). Long (1, 0), short
     (0, 2): `merge_tensor(Rule(slerp), ..., 0.5)` is (.70711, 1.41421).
     """
-    if rule.interpolates and weight in (0, 1):
+    if not parents[0].numel() or (rule.interpolates and weight in (0, 1)):
         return parents[0 if weight == 1 else 1].clone()
     pieces = [parent.reshape(-1).split(PIECE) for parent in parents]
     parts = [tuple(piece.clone() for piece in part) for part in zip(*pieces, strict=True)]

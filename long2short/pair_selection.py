@@ -49,13 +49,12 @@ class PairSelection:
     """Pairs, and what became of every sample of the pool: `used + sum(dropped.values()) == pool`."""
 
     pairs: tuple[PreferencePair, ...]
-    row_tokens: tuple[
-        int, ...
-    ]  # for each pair the prompt with the longer side, in the tokens of the model that wrote it
+    row_tokens: tuple[int, ...]  # of each pair: prompt and longer side, in the tokens of the model that wrote it
     problems: int  # in the pool
     used: int  # samples that are in at least one pair; one may be in several
     dropped: Mapping[str, int]  # reason -> samples that are in no pair
     bins: tuple[Bin, ...]
+    before_balance: int | None  # pairs that there were to choose from; None where they are not balanced
 
     @property
     def pool(self) -> int:
@@ -72,6 +71,7 @@ class PairSelection:
             "problems_with_pairs": with_pairs,
             "share_with_pairs": with_pairs / self.problems if self.problems else None,
             "pairs": len(self.pairs),
+            "pairs_before_balance": self.before_balance,
             "kinds": {kind.value: sum(pair.kind is kind for pair in self.pairs) for kind in PairKind},
             "chosen_tokens": spread([pair.chosen_tokens for pair in self.pairs]),
             "rejected_tokens": spread([pair.rejected_tokens for pair in self.pairs]),
@@ -130,6 +130,7 @@ def select_pairs(
         used=used,
         dropped=counts(dropped),
         bins=_bins(bin_of, [len(still) for still in kept], number),
+        before_balance=None if balance_bins is None else sum(len(here) for here, _ in found),
     )
 
 
@@ -177,9 +178,11 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The summary of a selection as lines for people."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
+    before = summary.get("pairs_before_balance")  # a finished folder may be older than the key
+    cost = "" if before is None else f" of {before} before they were balanced"
     share = "" if summary["share_with_pairs"] is None else f" ({summary['share_with_pairs']:.1%})"
     lines = [
-        f"pairs                 {summary['pairs']} ({kinds})",
+        f"pairs                 {summary['pairs']} ({kinds}){cost}",
         f"problems with a pair  {summary['problems_with_pairs']} of {summary['problems']}{share}",
     ]
     for title, key, digits in (

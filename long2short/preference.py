@@ -4,15 +4,16 @@ Implements
 
 * Kimi k1.5 (arXiv 2501.12599, section 2.4, "DPO"): of several samples of the long model, chosen is the shortest right
   one; rejected are (a) wrong ones that are longer, and (b) right ones at least 1.5 times as long.
-* SILC of Sky-T1-Flash (NovaSky, 2025; short incorrect, long correct): rejected is the shortest wrong sample, chosen the
-  shortest right one that is longer. Pairs on length alone come from problems that are often right, so they shorten
-  where the model is sure and lower its accuracy where it is not; SILC says that a longer right answer beats a guess.
+* SILC of Sky-T1-Flash (NovaSky, 2025; short incorrect, long correct), as its code has it: rejected is the shortest
+  wrong sample, chosen the shortest right one that is longer. Pairs on length alone come from problems that are often
+  right, so they shorten where the model is sure and lower its accuracy where it is not; SILC says that a longer right
+  answer beats a guess.
 
 Deviations: a cap a problem, with Kimi's two kinds taking turns in sample order, so that neither crowds out the other;
-more than one SILC pair a problem where it is asked for, whose chosen side is the shortest that fits (its source does
-not say which). `min_tokens` and `min_right` guard against lucky guesses, as in shortest rejection sampling: the
-shortest right sample of n is where guesses collect, and here it would be what the model learns to prefer. Answers that
-were cut off are no pair, because an EOS after a torn answer is nothing the model would write.
+more than one SILC pair a problem where it is asked for. `min_tokens` and `min_right` guard against lucky guesses, as in
+shortest rejection sampling: the shortest right sample of n is where guesses collect, and here it would be what the
+model learns to prefer. Answers that were cut off are no pair, because an EOS after a torn answer is nothing the model
+would write.
 
 Line: `reason long2short RECIPE`, the stage with `method: pairs` (`long2short.pair_selection` for all problems);
 `long2short.dpo` and `long2short.simpo` train on them.

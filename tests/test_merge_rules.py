@@ -132,6 +132,12 @@ def test_slerp_of_parallel_opposite_and_zero_tensors():
     torch.testing.assert_close(merge_tensor(Rule(slerp), (one, torch.zeros(3)), 0.5), one * 0.5**0.5)
 
 
+@pytest.mark.parametrize("rule", [Rule(linear), Rule(slerp), task_arithmetic(0.7), ties(0.6), dare(0.5, seed=0)])
+def test_a_tensor_without_elements_stays_one(rule):
+    nothing = torch.zeros(0, 4)
+    assert merge_tensor(rule, (nothing,) * (3 if rule.takes_base else 2), 0.5).shape == (0, 4)
+
+
 # --- the threshold of TIES --------------------------------------------------------------------------------------------
 
 

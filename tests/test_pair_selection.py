@@ -55,9 +55,12 @@ def random_rows(rng: random.Random) -> list[Row]:
 
 
 def brute_force(
-    rows: list[Row], min_ratio: float, cap: int, silc: int, min_tokens: int, min_right: int
+    rows: list[Row], twentieths: int, cap: int, silc: int, min_tokens: int, min_right: int
 ) -> tuple[list[tuple[int, int, str]], list[str]]:
-    """The definition, written out for every sample: pairs (chosen, rejected, kind), and a reason a sample left out."""
+    """The definition, written out for every sample: pairs (chosen, rejected, kind), and a reason a sample left out.
+
+    `twentieths` of a length are its least ratio, so that no float is in it.
+    """
     good_right = [
         i for i, (_, outcome, finish, text) in enumerate(rows)
         if finish == "stop" and outcome == "right" and text.count("</think>") == 1 and "<|user|>" not in text
@@ -89,7 +92,7 @@ def brute_force(
             reasons[i] = "chosen without a longer one"
         elif outcome == "wrong" and tokens <= rows[best][0]:
             reasons[i] = "wrong, not longer"
-        elif outcome == "right" and tokens / rows[best][0] < min_ratio:
+        elif outcome == "right" and 20 * tokens < twentieths * rows[best][0]:
             reasons[i] = "right, below the ratio"
         elif text in seen:
             reasons[i] = "duplicate"
@@ -120,37 +123,44 @@ def brute_force(
 
 @pytest.mark.parametrize("seed", range(8))
 def test_pairs_counts_and_caps_equal_a_brute_force_on_random_groups(seed):
-    """25 groups a seed, 200 in all, with every kind of flaw, equal texts and equal lengths."""
+    """25 groups a seed, 200 in all, with every kind of flaw, equal texts and lengths, each under its own rules."""
     rng = random.Random(seed)
-    min_ratio = [1.0, 1.1, 1.2, 1.25, 1.4, 1.5, 1.8, 2.0][seed]
-    cap, silc = rng.randrange(1, 6), rng.randrange(0, 4)
-    min_tokens, min_right = [0, 0, 4, 8, 0, 12, 5, 0][seed], [1, 2, 1, 1, 3, 2, 1, 1][seed]
-    tables = [random_rows(rng) for _ in range(25)]
-    groups = [make_group(f"p{i}", rows) for i, rows in enumerate(tables)]
-    selection = select_pairs(groups, PairRules(min_ratio, cap, silc, min_tokens, min_right, forbidden=FORBIDDEN))
-    expected, reasons, with_pairs = [], Counter(), 0
-    for i, rows in enumerate(tables):
-        pairs, why = brute_force(rows, min_ratio, cap, silc, min_tokens, min_right)
+    for number in range(25):
+        rows = random_rows(rng)
+        twentieths, cap, silc = rng.choice([20, 22, 24, 25, 28, 30, 36, 40]), rng.randrange(1, 6), rng.randrange(4)
+        min_tokens, min_right = rng.choice([0, 0, 4, 9]), rng.choice([1, 1, 2, 3])
+        rules = PairRules(twentieths / 20, cap, silc, min_tokens, min_right, forbidden=FORBIDDEN)
+        selection = select_pairs([make_group(f"p{number}", rows)], rules)
+        pairs, why = brute_force(rows, twentieths, cap, silc, min_tokens, min_right)
         assert sum(kind != "short wrong" for *_, kind in pairs) <= cap
         assert sum(kind == "short wrong" for *_, kind in pairs) <= silc
-        expected += [(f"p{i}", rows[c][3], rows[r][3], rows[c][0], rows[r][0], kind) for c, r, kind in pairs]
-        reasons.update(why)
-        with_pairs += bool(pairs)
-    found = [
-        (p.problem_id, p.chosen, p.rejected, p.chosen_tokens, p.rejected_tokens, p.kind.value) for p in selection.pairs
-    ]
-    assert found == expected
-    assert dict(selection.dropped) == dict(reasons)
-    assert selection.pool == sum(map(len, tables))
-    assert selection.row_tokens == tuple(2 + max(c, r) for _, _, _, c, r, _ in expected)
-    summary = selection.summary()
-    assert summary["problems_with_pairs"] == with_pairs
-    assert summary["kinds"] == {k: sum(kind == k for *_, kind in expected) for k in ("wrong", "longer", "short wrong")}
-    assert {*reasons} <= {
-        "no well-formed correct answer", "truncated", "repetition", "undecided", "empty text", "malformed think",
-        "special token in the text", "chosen without a longer one", "wrong, not longer", "right, below the ratio",
-        "duplicate", "over the cap", "too few right samples", "right, too short to be chosen", "nothing to choose",
-    }  # fmt: skip
+        expected = [(f"p{number}", rows[c][3], rows[r][3], rows[c][0], rows[r][0], kind) for c, r, kind in pairs]
+        assert expected == [
+            (p.problem_id, p.chosen, p.rejected, p.chosen_tokens, p.rejected_tokens, p.kind.value)
+            for p in selection.pairs
+        ]
+        assert dict(selection.dropped) == dict(Counter(why))
+        assert selection.pool == len(rows)
+        assert selection.row_tokens == tuple(2 + max(c, r) for _, _, _, c, r, _ in expected)
+        summary = selection.summary()
+        assert summary["problems_with_pairs"] == bool(pairs)
+        kinds = Counter(kind for *_, kind in expected)
+        assert summary["kinds"] == {kind: kinds[kind] for kind in ("wrong", "longer", "short wrong")}
+        assert {*why} <= {
+            "no well-formed correct answer", "truncated", "repetition", "undecided", "empty text", "malformed think",
+            "special token in the text", "chosen without a longer one", "wrong, not longer", "right, below the ratio",
+            "duplicate", "over the cap", "too few right samples", "right, too short to be chosen", "nothing to choose",
+        }  # fmt: skip
+
+
+def test_a_pool_is_its_groups_one_by_one():
+    rng = random.Random(9)
+    groups = [make_group(f"p{i}", random_rows(rng)) for i in range(25)]
+    rules = PairRules(1.2, 3, 1, forbidden=FORBIDDEN)
+    alone, together = [select_pairs([group], rules) for group in groups], select_pairs(groups, rules)
+    assert together.pairs == tuple(pair for one in alone for pair in one.pairs)
+    assert Counter(together.dropped) == sum((Counter(one.dropped) for one in alone), Counter())
+    assert together.summary()["problems_with_pairs"] == sum(bool(one.pairs) for one in alone)
 
 
 # --- accounting -------------------------------------------------------------------------------------------------------
@@ -270,10 +280,15 @@ def test_balanced_pairs_are_drawn_by_their_seed_and_still_account_for_every_samp
         assert found.pool == plain.pool == 8 * 9
         assert found == select_pairs(groups, balance_bins=4, seed=seed)
         assert set(found.pairs) <= set(plain.pairs)
+        assert found.summary()["pairs_before_balance"] == len(plain.pairs) == 27
+        assert summary_lines(found.summary())[0].endswith(" short wrong) of 27 before they were balanced")
         lost = found.dropped["over the share of its pass rate"]
         assert lost == plain.used - found.used
         picks.add(found.pairs)
     assert len(picks) > 5
+    assert plain.summary()["pairs_before_balance"] is None
+    spared = select_pairs(groups, balance_bins=4, balance_min=10)
+    assert [one.pairs for one in spared.bins] == [3, 0, 0, 10]
     with pytest.raises(ValueError, match="balance_bins must be at least 2, got 1"):
         select_pairs(groups, balance_bins=1)
 

@@ -13,10 +13,10 @@ from long2short import shortest
 from long2short.preference import read_pairs
 from recipes.console import PlainReport, run_result, stage_notes
 from recipes.loader import RecipeError
-from recipes.runner import StageResult, run_recipe
+from recipes.runner import StageResult, Status, run_recipe
 from recipes.schema import load_recipe
 from recipes.stages import METHODS
-from rl.runs import read_json
+from rl.runs import read_json, write_json
 from rl.tasks import tiny
 from rl.types import Completion, FinishReason
 
@@ -76,10 +76,16 @@ simpo: {{method: simpo, model: {MODELS}/tiny-base, pairs: every, gamma: 0.3, max
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[str, StageResult]:
+def lines() -> list[str]:
+    """What the run of `results` has said, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, lines) -> dict[str, StageResult]:
     folder = tmp_path_factory.mktemp("selection")
     recipe = load_recipe(write(folder, STAGES))
-    found = run_recipe(recipe, root=folder / "runs", methods=METHODS, report=PlainReport())
+    found = run_recipe(recipe, root=folder / "runs", methods=METHODS, report=PlainReport(lines.append))
     return {result.name: result for result in found}
 
 
@@ -130,7 +136,7 @@ def test_guards_leave_fewer(results):
     assert summary(results, "guarded")["dropped"]["hardly thought"] >= 1
 
 
-def test_pairs_are_balanced_and_shown_before_training(results):
+def test_pairs_are_balanced_and_shown_before_training(results, lines):
     found = summary(results, "pairs")
     sizes = {one["pairs"] for one in found["pass_rates"]} - {0}
     assert len(sizes) == 1
@@ -139,13 +145,26 @@ def test_pairs_are_balanced_and_shown_before_training(results):
     every = summary(results, "every")
     assert every["kinds"]["short wrong"] >= 1
     assert len(read_pairs(results["every"].folder / "pairs.jsonl")) == every["pairs"] > found["pairs"]
-    # Said when the stage ends, which is before the next one begins.
+    # Said when the stage ends, which is before anything trains on them.
     (first, *others) = stage_notes(results["pairs"])
     assert first.startswith(f"pairs {found['pairs']} (") and len(others) == 4
+    assert first.endswith(f" of {every['pairs']} before they were balanced")
+    (started,) = [index for index, line in enumerate(lines) if "normalised (dpo): starts" in line]
+    for stage in ("pairs", "every"):
+        shown = [lines.index(f"  {stage}: {note}") for note in stage_notes(results[stage])]
+        assert len(shown) == 5 and max(shown) < started
     value, text = run_result("selection", 0, list(results.values()))
     assert value["pairs"] == {"pairs": found, "every": every}
     assert f"pairs                 {found['pairs']} (" in text
     assert f"within max_length     {found['within_max_length']} of {found['pairs']} (60 tokens)" in text
+
+
+def test_a_merge_search_says_what_it_chose(tmp_path):
+    write_json(tmp_path / "summary.json", {"chosen": "0.6", "reason": "fewest tokens (40.0)"}, "search.summary")
+    seen: list[str] = []
+    result = StageResult("found", "merge_search", tmp_path, Status.RAN, 7.0)
+    PlainReport(seen.append).stage_finished(result, 1, 2)
+    assert seen == ["[1/2] found (merge_search): done in 7.0 s", "  found: chose 0.6: fewest tokens (40.0)"]
 
 
 def test_both_losses_train(results):
