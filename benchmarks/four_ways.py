@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.bounds import frontier_of
+from benchmarks.bounds import against, frontier_of
 from long2short.frontier import Frontier, FrontierRow
 from rl.stats import Estimate
 
@@ -56,11 +56,6 @@ def cell(rows: Sequence[FrontierRow], pick: Callable[[FrontierRow], Estimate], f
     return " / ".join(parts).replace("-", "−")
 
 
-def difference(row: FrontierRow):
-    assert row.difference is not None
-    return row.difference
-
-
 def lines(found: Sequence[Frontier]) -> list[str]:
     table = [
         "| arm | accuracy | tokens | Δ accuracy | Δ tokens, % | Kimi: MATH-500 | Kimi: AIME 2024 |",
@@ -75,8 +70,8 @@ def lines(found: Sequence[Frontier]) -> list[str]:
         if rows != parents:
             kimi = WAYS.get(name)
             rest = [
-                cell(rows, lambda row: difference(row).accuracy, "+.3f"),
-                cell(rows, lambda row: difference(row).tokens_relative, "+.1f", 100),
+                cell(rows, lambda row: against(row).accuracy, "+.3f"),
+                cell(rows, lambda row: against(row).tokens_relative, "+.1f", 100),
                 change(kimi.math, LONG.math) if kimi else "",
                 change(kimi.aime, LONG.aime) if kimi else "",
             ]
@@ -91,7 +86,7 @@ def main() -> int:
     asked = parser.parse_args()
     found = [frontier_of(seed, asked.runs, "tiny-long2short") for seed in asked.seeds]
     print("\n".join(lines(found)))
-    longer = [sum(difference(one.row(name)).tokens_relative.high >= 0 for one in found) for name in ("dpo", "shortest")]
+    longer = [sum(against(one.row(name)).tokens_relative.high >= 0 for one in found) for name in ("dpo", "shortest")]
     return int(max(longer) >= 2)
 
 
