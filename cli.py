@@ -24,7 +24,7 @@ from recipes.frontier_commands import (
     ProblemsOption,
     TokenizerOption,
     frontier_of_pools,
-    refuse_unread,
+    refuse_options,
 )
 from recipes.options import (
     BatchOption,
@@ -385,7 +385,7 @@ def frontier(
         raise typer.BadParameter("give either a RECIPE or --arm NAME=POOL (repeated) with --parent NAME")
     if recipe is not None:
         of_arms = {"--parent": parent, "--problems": problems, "--task": task, "--split": split, "--count": count}
-        refuse_unread(True, of_arms | {"--tokenizer": tokenizer, "--out": out})
+        refuse_options(True, of_arms | {"--tokenizer": tokenizer, "--out": out})
         loaded = _load(recipe, overrides, seed)
         names = [stage.name for stage in loaded.stages.values() if stage.method == "frontier"]
         if not names:
@@ -394,7 +394,7 @@ def frontier(
         return
     from recipes.console import frontier_text, say, show
 
-    refuse_unread(False, {"--set": overrides, "--seed": seed is not None, "--runs": runs != RUNS})
+    refuse_options(False, {"--set": overrides, "--seed": seed is not None, "--runs": runs != RUNS})
     value, lines = frontier_of_pools(arms or (), parent, problems, task, split, count, tokenizer, out)
     if markdown is not None:
         for line in lines:

@@ -19,7 +19,7 @@ import typer
 from recipes.options import JsonOption
 
 if TYPE_CHECKING:
-    from rl.pool import Pool
+    from rl.pool import Pool, PoolAddress
     from rl.stats import SignTest
     from rl.types import RolloutGroup
 
@@ -103,12 +103,18 @@ def read_both(a: Path, b: Path, verifier: str | None = None) -> Both:
         pools[0].groups(problems, version, min(held)),
         pools[1].groups(problems, version, min(held)),
     )
-    differs = {
-        name: (one, addresses[1][name])
-        for name, one in addresses[0].items()
-        if name not in ("model", "seed") and one != addresses[1][name]
+    return Both(groups, version, min(held), held, drawn_otherwise(*(pool.address for pool in pools)))
+
+
+def drawn_otherwise(one: PoolAddress, other: PoolAddress) -> dict[str, tuple[Any, Any]]:
+    """What two pools' addresses differ in, by field: `{"temperature": (0.5, 1.0)}`. The model is what is compared, and
+    the seed changes nothing that is."""
+    ours, theirs = asdict(one), asdict(other)
+    return {
+        name: (value, theirs[name])
+        for name, value in ours.items()
+        if name not in ("model", "seed") and value != theirs[name]
     }
-    return Both(groups, version, min(held), held, differs)
 
 
 def common_verifier(pools: Sequence[Pool], wanted: str | None) -> str:

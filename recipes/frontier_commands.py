@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recipes.compare_commands import drawn_otherwise
+
 if TYPE_CHECKING:
     from long2short.frontier import Arm, Frontier
     from recipes.direct import ProblemSet
@@ -37,7 +39,7 @@ OutOption = Annotated[
 ]
 
 
-def refuse_unread(with_recipe: bool, given: Mapping[str, Any]) -> None:
+def refuse_options(with_recipe: bool, given: Mapping[str, Any]) -> None:
     """An option that says nothing here is a mistake: BadParameter that names it. `given`: option -> value or None."""
     for option, value in given.items():
         if value:
@@ -137,13 +139,10 @@ def _write(
 def _other_settings(addresses: Mapping[str, PoolAddress], parent: str) -> list[str]:
     """A line for each setting in which an arm was drawn otherwise than its parent.
 
-    Example: "brief was drawn with another max_tokens than teacher: 128 and 160". The model is what is compared, and
-    the seed changes nothing that is compared.
+    Example: "brief was drawn with another max_tokens than teacher: 128 and 160".
     """
-    base = asdict(addresses[parent])
     return [
-        f"{name} was drawn with another {key} than {parent}: {value} and {base[key]}"
+        f"{name} was drawn with another {key} than {parent}: {value} and {base}"
         for name, address in addresses.items()
-        for key, value in asdict(address).items()
-        if key not in ("model", "seed") and value != base[key]
+        for key, (value, base) in drawn_otherwise(address, addresses[parent]).items()
     ]
